@@ -1,0 +1,106 @@
+# Weft. `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+NAME    ?= default
+NODES   ?= 2
+BIN     := $(CURDIR)/bin
+CLANG   ?= clang-19
+
+# Static programs: no cgo, no debug information. Tests are built alike, so that
+# one build cache serves both.
+export CGO_ENABLED := 0
+GOBUILD := go build -ldflags "-s -w -X main.version=$(VERSION)"
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: up
+up: build images ## build, start a cluster of NODES nodes with the demo, print what to try
+	@$(BIN)/weft up --name $(NAME) --nodes $(NODES)
+	@tools/demo/run $(NAME)
+
+.PHONY: down
+down: ## remove the cluster and all it made
+	@$(BIN)/weft down --name $(NAME)
+
+.PHONY: build
+build: weft runtime ## build every program into bin/
+
+.PHONY: weft
+weft: ## build Weft's own programs
+	@mkdir -p $(BIN)
+	@tools/step "weft, weft-cni" $(GOBUILD) -o $(BIN)/ ./cmd/weft ./cmd/weft-cni
+	@tools/step "weft-server (several minutes the first time)" $(GOBUILD) -o $(BIN)/ ./cmd/weft-server
+
+# The container runtime comes from pinned modules and is built once.
+RUNTIME := $(BIN)/containerd $(BIN)/containerd-shim-runc-v2 $(BIN)/runc
+.PHONY: runtime
+runtime: $(RUNTIME) ## build containerd, its shim and runc
+
+$(BIN)/containerd $(BIN)/containerd-shim-runc-v2: tools/runtime/go.mod
+	@mkdir -p $(BIN)
+	@tools/step "$(@F) (several minutes the first time)" \
+		go -C tools/runtime build -trimpath -ldflags "-s -w" -o $@ github.com/containerd/containerd/v2/cmd/$(@F)
+	@touch $@
+
+$(BIN)/runc: tools/runtime/go.mod
+	@tools/install gcc libc6-dev libseccomp-dev pkg-config
+	@mkdir -p $(BIN)
+	@CGO_ENABLED=1 tools/step runc go -C tools/runtime build -trimpath -ldflags "-s -w" -tags seccomp -o $@ github.com/opencontainers/runc
+	@touch $@
+
+IMAGES := $(addprefix $(BIN)/images/,pause.tar busybox.tar demo.tar)
+.PHONY: images
+images: $(IMAGES) ## build the container images: pause, busybox, the demo
+
+$(BIN)/image: $(wildcard tools/image/*.go)
+	@$(GOBUILD) -o $@ ./tools/image
+
+$(BIN)/images/pause.tar: tools/pause/pause.c $(BIN)/image
+	@tools/install gcc libc6-dev
+	@mkdir -p $(@D)
+	@gcc -static -Os -s -Wall -Werror -o $(BIN)/pause $<
+	@$(BIN)/image -name registry.weft.local/pause:1 -out $@ -entrypoint /pause -user 65535:65535 $(BIN)/pause:/pause
+
+$(BIN)/images/busybox.tar: $(BIN)/image
+	@tools/install busybox-static
+	@mkdir -p $(@D)
+	@$(BIN)/image -name registry.weft.local/busybox:1,docker.io/library/busybox:latest -out $@ -busybox /bin/busybox -cmd sh
+
+$(BIN)/images/demo.tar: $(wildcard tools/demo/app/*.go) $(BIN)/image
+	@mkdir -p $(@D)
+	@$(GOBUILD) -o $(BIN)/demo ./tools/demo/app
+	@$(BIN)/image -name registry.weft.local/demo:1 -out $@ -entrypoint /app -user 65532 $(BIN)/demo:/app
+
+.PHONY: test
+test: lint test-unit test-e2e ## every test: unit, BPF, real kernel, end to end
+
+.PHONY: lint
+lint: ## formatting, go vet, staticcheck
+	@tools/lint
+
+.PHONY: test-unit
+test-unit: runtime images ## unit, BPF and real-kernel tests
+	@tools/install iproute2 iputils-ping
+	@WEFT_BIN=$(BIN) go test -timeout 20m $$(go list ./... | grep -v /test/)
+
+.PHONY: test-e2e
+test-e2e: build images ## end-to-end tests on a cluster of their own
+	@WEFT_BIN=$(BIN) go test -count=1 -timeout 30m -v ./test/e2e
+
+.PHONY: generate
+generate: ## compile the BPF programs into dataplane/bpfobj
+	@tools/install $(CLANG) llvm-19 libbpf-dev
+	@go generate ./...
+
+.PHONY: generated
+generated: generate ## fail unless the committed BPF objects are current
+	@git diff --exit-code --stat -- dataplane/bpfobj || { echo "dataplane/bpfobj is not current: run make generate and commit"; exit 1; }
+
+.PHONY: clean
+clean: ## remove what was built
+	@rm -rf $(BIN)
