@@ -1,0 +1,70 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+)
+
+// inventory is what a cluster may leave on a machine: mounts, network
+// namespaces, devices, routes, cgroups, pins, files and processes.
+type inventory map[string]bool
+
+func takeInventory() inventory {
+	found := inventory{}
+	lines := func(kind string, argv ...string) {
+		out, _ := exec.Command(argv[0], argv[1:]...).Output()
+		for line := range strings.Lines(string(out)) {
+			found[kind+" "+strings.TrimSpace(line)] = true
+		}
+	}
+	lines("netns", "ip", "netns", "list")
+	lines("device", "ip", "-o", "-br", "link")
+	lines("route", "ip", "route", "show", "table", "all")
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		found["mount "+strings.Fields(line)[1]] = true
+	}
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/bpf", "/run/weft", "/var/lib/weft", "/run/netns"} {
+		filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && (entry.IsDir() || root != "/sys/fs/cgroup") && path != root {
+				found["path "+path] = true
+			}
+			return nil
+		})
+	}
+	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range processes {
+		text, _ := os.ReadFile(file)
+		if argv := strings.ReplaceAll(string(text), "\x00", " "); strings.Contains(argv, bin) {
+			found["process "+filepath.Dir(file)+" "+argv] = true
+		}
+	}
+	return found
+}
+
+// leftovers reports what is there now and was not before. Namespaces and
+// devices go a moment after the last process in them.
+func (before inventory) leftovers() error {
+	var left []string
+	for range 50 {
+		left = nil
+		for thing := range takeInventory() {
+			if !before[thing] && !strings.Contains(thing, fmt.Sprintf("/proc/%d", os.Getpid())) {
+				left = append(left, thing)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	sort.Strings(left)
+	return errors.New("weft down left behind:\n  " + strings.Join(left, "\n  "))
+}
