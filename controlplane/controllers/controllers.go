@@ -1,0 +1,60 @@
+// Package controllers lists Weft's own controllers; each is a small package
+// below this one.
+package controllers
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+
+	"weft.dev/weft/controlplane/controllers/replicaset"
+	"weft.dev/weft/controlplane/reconcile"
+)
+
+// Deps is what the controllers are made from.
+type Deps struct {
+	// Client returns the client of one controller: with its own user agent,
+	// acting as the service account of that name in kube-system.
+	Client func(controller string) kubernetes.Interface
+	// Informers are shared; start them when New has returned.
+	Informers informers.SharedInformerFactory
+	// Log is slog.Default() if nil.
+	Log *slog.Logger
+}
+
+// New makes every controller. None does anything before its Run is called, and
+// Run waits for the informers.
+func New(deps Deps) ([]reconcile.Runner, error) {
+	if deps.Client == nil || deps.Informers == nil {
+		return nil, errors.New("controllers need Client and Informers")
+	}
+	builders := []struct {
+		name string // the service account it acts as
+		new  func(reconcile.Env) (reconcile.Runner, error)
+	}{
+		{"replicaset-controller", runner(replicaset.New)},
+		{"replication-controller", runner(replicaset.NewReplication)},
+	}
+	var runners []reconcile.Runner
+	for _, b := range builders {
+		r, err := b.new(reconcile.Env{
+			Name:      b.name,
+			Client:    deps.Client(b.name),
+			Informers: deps.Informers,
+			Log:       deps.Log,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
+		}
+		runners = append(runners, r)
+	}
+	return runners, nil
+}
+
+// runner widens the result of a controller's constructor.
+func runner[T reconcile.Runner](construct func(reconcile.Env) (T, error)) func(reconcile.Env) (reconcile.Runner, error) {
+	return func(env reconcile.Env) (reconcile.Runner, error) { return construct(env) }
+}

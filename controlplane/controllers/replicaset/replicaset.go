@@ -1,0 +1,221 @@
+// Package replicaset keeps the number of pods that a ReplicaSet or a
+// ReplicationController asks for. Both are the same to it: a ReplicationController is read as
+// a ReplicaSet with an older spelling, see kind.go.
+package replicaset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"weft.dev/weft/controlplane/reconcile"
+)
+
+// Reasons of events and conditions, as upstream spells them.
+const (
+	reasonCreated      = "SuccessfulCreate"
+	reasonCreateFailed = "FailedCreate"
+	reasonDeleted      = "SuccessfulDelete"
+	reasonDeleteFailed = "FailedDelete"
+)
+
+// Controller keeps pods for all sets of one kind.
+type Controller struct {
+	*reconcile.Loop
+	kind      kind
+	client    kubernetes.Interface
+	events    *reconcile.Events
+	pods      reconcile.ByController[*corev1.Pod]
+	podStore  reconcile.Store
+	fence     reconcile.Fence
+	deletions reconcile.Deletions
+}
+
+// --- What it watches ---
+
+// New makes the controller of ReplicaSets.
+func New(env reconcile.Env) (*Controller, error) {
+	k, err := newReplicaSets(env)
+	if err != nil {
+		return nil, err
+	}
+	return newController(k, env)
+}
+
+// NewReplication makes the controller of ReplicationControllers.
+func NewReplication(env reconcile.Env) (*Controller, error) {
+	return newController(newReplicationControllers(env), env)
+}
+
+func newController(k kind, env reconcile.Env) (*Controller, error) {
+	podInformer := env.Informers.Core().V1().Pods().Informer()
+	pods, err := reconcile.NewByController[*corev1.Pod](podInformer)
+	if err != nil {
+		return nil, err
+	}
+	c := &Controller{
+		kind:     k,
+		client:   env.Client,
+		events:   env.NewEvents(),
+		pods:     pods,
+		podStore: podInformer.GetStore(),
+	}
+	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, Events: c.events})
+	return c, errors.Join(
+		c.WatchSelf(k.informer()),
+		c.WatchOwned(podInformer, k.gvk().Kind, func(pod metav1.Object) []types.NamespacedName {
+			return k.matching(pod.GetNamespace(), labels.Set(pod.GetLabels()))
+		}),
+	)
+}
+
+// --- Reconcile ---
+
+// Reconcile brings one set a step closer to its spec. It is safe to repeat.
+func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) error {
+	if err := c.fence.Check(key); err != nil {
+		return err
+	}
+	set, err := c.kind.get(key)
+	if apierrors.IsNotFound(err) {
+		c.fence.Forget(key)
+		c.deletions.Forget(key)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	selector, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
+	if err != nil {
+		return nil // refused by validation; nothing to do until it is edited
+	}
+	now := time.Now()
+	pods, err := c.claim(ctx, key, set, selector, now)
+	if err != nil {
+		return err
+	}
+	plan := decide(set.ReplicaSet, pods, c.siblings(set), now)
+	if !c.kind.countsTerminating() {
+		plan.Status.TerminatingReplicas = nil
+	}
+	return c.carryOut(ctx, key, set, plan)
+}
+
+// claim returns the set's pods that have not finished, after adoption and release.
+func (c *Controller) claim(ctx context.Context, key types.NamespacedName, set set, selector labels.Selector, now time.Time) ([]*corev1.Pod, error) {
+	owned := c.deletions.Overlay(key, c.pods.Of(set.UID), now)
+	candidates := unfinished(append(owned, c.pods.Orphans(set.Namespace)...))
+	claimant := reconcile.Claimant{
+		Object:   set.ReplicaSet,
+		Kind:     c.kind.gvk(),
+		Selector: selector,
+		Live:     func(ctx context.Context) (metav1.Object, error) { return c.kind.live(ctx, key) },
+	}
+	return reconcile.Claim(ctx, claimant, candidates, func(ctx context.Context, pod *corev1.Pod, data []byte) error {
+		patched, err := c.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
+		if err == nil {
+			c.fence.Wrote(key, c.podStore, patched.ResourceVersion)
+		}
+		return err
+	})
+}
+
+func unfinished(pods []*corev1.Pod) []*corev1.Pod {
+	kept := make([]*corev1.Pod, 0, len(pods))
+	for _, pod := range pods {
+		if !reconcile.IsFinished(pod) {
+			kept = append(kept, pod)
+		}
+	}
+	return kept
+}
+
+// siblings returns the pods of all sets with the same controller, this set's included.
+func (c *Controller) siblings(set set) []*corev1.Pod {
+	var pods []*corev1.Pod
+	for _, uid := range c.kind.siblings(set) {
+		pods = append(pods, c.pods.Of(uid)...)
+	}
+	return pods
+}
+
+// --- Effects ---
+
+// carryOut creates and deletes pods, then reports what came of it.
+func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set set, plan plan) error {
+	failure := c.create(ctx, key, set, plan.Create)
+	if len(plan.Delete) > 0 {
+		failure = c.delete(ctx, key, set, plan.Delete)
+	}
+	status := withFailure(plan.Status, plan.failureReason(), failure, time.Now())
+	if err := c.updateStatus(ctx, key, set, status); err != nil {
+		return errors.Join(failure, err)
+	}
+	if plan.Again > 0 {
+		c.AddAfter(key, plan.Again)
+	}
+	return failure
+}
+
+func (c *Controller) create(ctx context.Context, key types.NamespacedName, set set, n int) error {
+	_, err := reconcile.SlowStart(ctx, n, func(ctx context.Context, _ int) error {
+		pod := reconcile.NewPod(&set.Spec.Template, set, c.kind.gvk())
+		created, err := c.client.CoreV1().Pods(set.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+		if err != nil {
+			if !reconcile.IsNamespaceTerminating(err) {
+				c.events.Warning(set.object, reasonCreateFailed, "Error creating: %v", err)
+			}
+			return err
+		}
+		c.fence.Wrote(key, c.podStore, created.ResourceVersion)
+		c.events.Normal(set.object, reasonCreated, "Created pod: %v", created.Name)
+		return nil
+	})
+	if reconcile.IsNamespaceTerminating(err) {
+		return nil
+	}
+	return err
+}
+
+func (c *Controller) delete(ctx context.Context, key types.NamespacedName, set set, pods []*corev1.Pod) error {
+	return reconcile.Parallel(ctx, len(pods), func(ctx context.Context, i int) error {
+		pod := pods[i]
+		err := c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *metav1.NewPreconditionDeleteOptions(string(pod.UID)))
+		switch {
+		case err == nil:
+			c.deletions.Sent(key, pod.UID)
+			c.events.Normal(set.object, reasonDeleted, "Deleted pod: %v", pod.Name)
+		case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, and perhaps replaced
+			c.deletions.Sent(key, pod.UID)
+		default:
+			c.events.Warning(set.object, reasonDeleteFailed, "Error deleting: %v", err)
+			return fmt.Errorf("delete pod %s: %w", pod.Name, err)
+		}
+		return nil
+	})
+}
+
+func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, set set, status appsv1.ReplicaSetStatus) error {
+	if equality.Semantic.DeepEqual(set.Status, status) {
+		return nil
+	}
+	version, err := c.kind.updateStatus(ctx, set, status)
+	if err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("update status: %w", err)
+	}
+	c.fence.Wrote(key, c.kind.store(), version)
+	return nil
+}

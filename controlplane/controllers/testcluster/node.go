@@ -1,0 +1,96 @@
+package testcluster
+
+import (
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Nodes plays scheduler and node agents: every pod is bound to the node that
+// it asks for, or to "node", is Ready after ready (never, if negative), and is
+// gone after stop from its deletion.
+func (c *Cluster) Nodes(ready, stop time.Duration) {
+	c.t.Helper()
+	_, err := c.Informers.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) {
+			pod := obj.(*corev1.Pod)
+			c.running.Go(func() { c.runPod(pod, ready) })
+		},
+		UpdateFunc: func(before, after any) {
+			pod := after.(*corev1.Pod)
+			if before.(*corev1.Pod).DeletionTimestamp == nil && pod.DeletionTimestamp != nil {
+				c.running.Go(func() { c.stopPod(pod, stop) })
+			}
+		},
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *Cluster) runPod(pod *corev1.Pod, ready time.Duration) {
+	c.change(pod, func(p *corev1.Pod) {
+		if p.Spec.NodeName == "" {
+			p.Spec.NodeName = "node"
+		}
+	})
+	c.SetPhase(pod, corev1.PodRunning)
+	if ready >= 0 && c.wait(ready) {
+		c.SetReady(pod, true)
+	}
+}
+
+func (c *Cluster) stopPod(pod *corev1.Pod, after time.Duration) {
+	if c.wait(after) {
+		_ = c.Client.CoreV1().Pods(pod.Namespace).Delete(background, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
+	}
+}
+
+// wait reports false if the test ended first.
+func (c *Cluster) wait(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return c.t.Context().Err() == nil
+	case <-c.t.Context().Done():
+		return false
+	}
+}
+
+// SetReady writes the pod's Ready condition.
+func (c *Cluster) SetReady(pod *corev1.Pod, ready bool) {
+	status := corev1.ConditionFalse
+	if ready {
+		status = corev1.ConditionTrue
+	}
+	c.changeStatus(pod, func(p *corev1.Pod) {
+		p.Status.Conditions = slices.DeleteFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady })
+		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.Now()})
+	})
+}
+
+// SetPhase writes the pod's phase.
+func (c *Cluster) SetPhase(pod *corev1.Pod, phase corev1.PodPhase) {
+	c.changeStatus(pod, func(p *corev1.Pod) { p.Status.Phase = phase })
+}
+
+// change edits a pod if it still exists.
+func (c *Cluster) change(pod *corev1.Pod, edit func(*corev1.Pod)) {
+	pods := c.Client.CoreV1().Pods(pod.Namespace)
+	if live, err := pods.Get(background, pod.Name, metav1.GetOptions{}); err == nil && live.UID == pod.UID {
+		edit(live)
+		live.ResourceVersion = ""
+		_, _ = pods.Update(background, live, metav1.UpdateOptions{})
+	}
+}
+
+func (c *Cluster) changeStatus(pod *corev1.Pod, edit func(*corev1.Pod)) {
+	pods := c.Client.CoreV1().Pods(pod.Namespace)
+	if live, err := pods.Get(background, pod.Name, metav1.GetOptions{}); err == nil && live.UID == pod.UID {
+		edit(live)
+		live.ResourceVersion = ""
+		_, _ = pods.UpdateStatus(background, live, metav1.UpdateOptions{})
+	}
+}
