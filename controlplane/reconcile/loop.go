@@ -90,7 +90,9 @@ func (l *Loop) Log() *slog.Logger { return l.cfg.Log }
 // Add queues key, once however often it is added before a worker takes it.
 func (l *Loop) Add(key types.NamespacedName) { l.queue.Add(key) }
 
-// AddAfter queues key when d has passed; at once if d is not positive.
+// AddAfter queues key when d has passed; at once if d is not positive. Of
+// several times only the nearest is kept, so Reconcile asks anew each time for
+// the next moment that matters.
 func (l *Loop) AddAfter(key types.NamespacedName, d time.Duration) { l.queue.AddAfter(key, d) }
 
 // Run waits for every informer that the loop watches or reads, then works
