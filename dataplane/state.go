@@ -64,3 +64,15 @@ type Node struct {
 	// frontend has is rejected rather than sent out.
 	ServiceCIDRs []netip.Prefix
 }
+
+// PodError is what kept a single pod from being in place. Apply carries on
+// with the others and returns all of them joined.
+type PodError struct {
+	SandboxID string // pod.Pod.SandboxID
+	Err       error
+}
+
+func (e *PodError) Error() string { return "pod sandbox " + e.SandboxID + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *PodError) Unwrap() error { return e.Err }
