@@ -128,7 +128,8 @@ func New(cfg Config) (*Prober, error) {
 }
 
 // Sync makes the checks of one pod those of its running containers: targets, all of the same pod. Containers of that pod that
-// are not among them are forgotten. It is idempotent and cheap when nothing changed. Use Remove for a pod without any.
+// are not among them are forgotten; a check that a known container no longer has is stopped and counts as passed. It is
+// idempotent and cheap when nothing changed. Use Remove for a pod without running containers.
 func (p *Prober) Sync(targets []Target) {
 	if len(targets) == 0 {
 		return
@@ -143,9 +144,7 @@ func (p *Prober) Sync(targets []Target) {
 			c = p.start(t)
 		}
 		c.target = t
-		if t.Pod.DeletionTimestamp != nil {
-			p.quieten(c)
-		}
+		p.quieten(c)
 	}
 	for id, c := range p.containers {
 		if c.target.PodUID == targets[0].PodUID && !wanted[id] {
@@ -262,10 +261,12 @@ func publishedStatus(t Target) corev1.ContainerStatus {
 	return corev1.ContainerStatus{}
 }
 
-// quieten ends the checks that could restart a container of a pod being deleted; readiness goes on until the container stops.
+// quieten ends the checks that could restart a container of a pod being deleted, and those that its target no longer has.
+// Readiness goes on until the container stops.
 func (p *Prober) quieten(c *container) {
-	for _, kind := range []Kind{Startup, Liveness} {
-		if w, ok := c.workers[kind]; ok {
+	deleted := c.target.Pod.DeletionTimestamp != nil
+	for kind, w := range c.workers {
+		if Spec(&c.target.Container, kind) == nil || deleted && kind != Readiness {
 			w.cancel()
 			delete(c.workers, kind)
 			p.set(c, kind, Success)

@@ -250,6 +250,25 @@ func TestDeletionQuietensLivenessButNotReadiness(t *testing.T) {
 	})
 }
 
+func TestACheckTakenOutOfTheTargetStopsAndCountsAsPassed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.answer("s", 1)
+		target := w.target("c1", corev1.Container{StartupProbe: command("s"), LivenessProbe: command("l"), ReadinessProbe: command("r")})
+		w.prober.Sync([]Target{target})
+		time.Sleep(time.Second)
+		target.Container.StartupProbe, target.Container.LivenessProbe = nil, nil
+		w.prober.Sync([]Target{target})
+		time.Sleep(time.Minute)
+		w.stands(t, "c1", Startup, "success")
+		w.stands(t, "c1", Liveness, "success")
+		w.stands(t, "c1", Readiness, "success")
+		if got := w.ranAt("s") + w.ranAt("l"); got != "[0s][]" {
+			t.Errorf("checks ran at %s", got)
+		}
+	})
+}
+
 func TestARestartedAgentFlipsNoCondition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		started := true

@@ -12,32 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
-	"k8s.io/kubernetes/third_party/forked/golang/expansion"
 	"k8s.io/mount-utils"
 )
 
-// ExpandSubPath returns the subPath of a volumeMount, with the variables of subPathExpr replaced by the container's environment.
-func ExpandSubPath(mount corev1.VolumeMount, env map[string]string) (string, error) {
-	if mount.SubPathExpr == "" {
-		return mount.SubPath, nil
-	}
-	var missing []string
-	expanded := expansion.Expand(mount.SubPathExpr, func(key string) string {
-		value := env[key]
-		if value == "" && !slices.Contains(missing, key) {
-			missing = append(missing, key)
-		}
-		return value
-	})
-	if len(missing) > 0 {
-		slices.Sort(missing)
-		return "", fmt.Errorf("missing value for %s", strings.Join(missing, ", "))
-	}
-	return expanded, nil
-}
-
-// SubPath returns the path to bind into a container for a volumeMount with a subPath (for subPathExpr the caller sets SubPath to
-// the result of ExpandSubPath): a mount of its own of the file or directory, so that nothing the pod does to symlinks in the
+// SubPath returns the path to bind into a container for a volumeMount with a subPath (a subPathExpr is expanded by the
+// caller, who knows the environment): a mount of its own of the file or directory, so that nothing the pod does to symlinks in the
 // volume can redirect it. A missing directory is created. Unmount takes the mount away; cleanup does nothing today, and is to be
 // called once the container has started or failed. Messages do not tell about files outside of the volume.
 func (m *Manager) SubPath(ctx context.Context, pod *corev1.Pod, container *corev1.Container, volumeMount corev1.VolumeMount) (hostPath string, cleanup func(), err error) {

@@ -23,7 +23,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
@@ -144,15 +143,18 @@ func (m *Manager) Mount(ctx context.Context, pod *corev1.Pod) (map[string]Mount,
 		return nil, err
 	}
 	p.pod = pod
-	used := usedVolumes(pod)
+	used, devices, _ := volumeutil.GetPodVolumeNames(pod, false)
 	made := make(map[string]Mount, len(used))
 	var failed []error
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
-		if !used.Has(v.Name) {
+		if !used.Has(v.Name) && !devices.Has(v.Name) {
 			continue
 		}
 		mount, err := m.mountOne(ctx, pod, v)
+		if devices.Has(v.Name) {
+			err = unsupported("volumeDevices[name=%s]", v.Name)
+		}
 		if err != nil {
 			failed = append(failed, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err))
 			continue
@@ -357,10 +359,4 @@ func checkUID(uid types.UID) error {
 		return fmt.Errorf("pod UID %q cannot be a directory name", uid)
 	}
 	return nil
-}
-
-// usedVolumes is the set of volumes that some container of the pod mounts.
-func usedVolumes(pod *corev1.Pod) sets.Set[string] {
-	used, _, _ := volumeutil.GetPodVolumeNames(pod, false)
-	return used
 }
