@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -162,4 +163,14 @@ func parseCert(data []byte) (*x509.Certificate, error) {
 		return nil, errors.New("no PEM block of type CERTIFICATE")
 	}
 	return x509.ParseCertificate(block.Bytes)
+}
+
+// Hash returns "sha256:" and the hex digest of the first certificate in
+// certPEM, a short form by which people can compare CAs.
+func Hash(certPEM []byte) (string, error) {
+	cert, err := parseCert(certPEM)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("sha256:%x", sha256.Sum256(cert.Raw)), nil
 }

@@ -27,6 +27,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -65,12 +66,8 @@ const (
 type Config struct {
 	// Dir holds the files; it is made with mode 0700.
 	Dir string
-	// AdminKubeconfig is where the administrator's kubeconfig goes.
-	AdminKubeconfig string
-	// ClusterName names the cluster in the kubeconfig.
+	// ClusterName names the cluster in certificates and kubeconfigs.
 	ClusterName string
-	// Server is the URL of the API server in the kubeconfig.
-	Server string
 	// AdvertiseAddress is the address at which nodes reach this server.
 	AdvertiseAddress netip.Addr
 	// ServiceAddresses are those of the Service default/kubernetes.
@@ -87,8 +84,10 @@ type Config struct {
 
 // PKI is an opened PKI directory.
 type PKI struct {
-	cfg    Config
-	caPEM  []byte
+	cfg     Config
+	cluster *authority
+
+	mu     sync.Mutex // guards issued
 	issued []issued
 }
 
@@ -135,11 +134,41 @@ func Open(cfg Config) (*PKI, error) {
 	return p, p.Renew()
 }
 
+// IssueAdmin writes the administrator's kubeconfig for the API server at the
+// URL server to path, and from then on renews the certificate in it.
+func (p *PKI) IssueAdmin(path, server string) error {
+	admin := leaf{
+		name:       "admin",
+		commonName: AdminUser,
+		groups:     []string{AdminGroup},
+		usages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	key, keyPEM, err := newLeafKey(admin.name)
+	if err != nil {
+		return err
+	}
+	store := func(certPEM []byte) error {
+		data, err := Kubeconfig(p.cfg.ClusterName, server, p.cluster.pem, admin.commonName, certPEM, keyPEM)
+		if err != nil {
+			return err
+		}
+		return WriteFile(path, data, 0o600)
+	}
+	i := issued{leaf: admin, ca: p.cluster, key: key, store: store}
+	if err := i.renew(p.cfg.Now()); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.issued = append(p.issued, i)
+	return nil
+}
+
 // Path returns where the named file of the PKI directory is.
 func (p *PKI) Path(name string) string { return filepath.Join(p.cfg.Dir, name) }
 
 // ClusterCA returns the certificate of the cluster CA in PEM.
-func (p *PKI) ClusterCA() []byte { return slices.Clone(p.caPEM) }
+func (p *PKI) ClusterCA() []byte { return slices.Clone(p.cluster.pem) }
 
 func (p *PKI) openKeys() error {
 	_, err := readOrCreate(p.Path(ServiceAccountKey), func() ([]byte, error) {
@@ -170,7 +199,7 @@ func (p *PKI) openCertificates() error {
 	if err != nil {
 		return err
 	}
-	p.caPEM = cluster.pem
+	p.cluster = cluster
 
 	client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	server := []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -190,7 +219,7 @@ func (p *PKI) openCertificates() error {
 			return err
 		}
 	}
-	return p.addAdmin(cluster, leaf{name: "admin", commonName: AdminUser, groups: []string{AdminGroup}, usages: client})
+	return nil
 }
 
 // servingNames are the names and addresses by which clients know the API
@@ -214,13 +243,9 @@ func (p *PKI) servingNames() []string {
 
 // addFile gives leaf a fresh key and keeps both as NAME.key and NAME.crt.
 func (p *PKI) addFile(ca *authority, l leaf) error {
-	key, err := newKey()
+	key, keyPEM, err := newLeafKey(l.name)
 	if err != nil {
-		return fmt.Errorf("make key of %s: %w", l.name, err)
-	}
-	keyPEM, err := encodeKey(key)
-	if err != nil {
-		return fmt.Errorf("make key of %s: %w", l.name, err)
+		return err
 	}
 	if err := WriteFile(p.Path(l.name+".key"), keyPEM, 0o600); err != nil {
 		return err
@@ -230,40 +255,39 @@ func (p *PKI) addFile(ca *authority, l leaf) error {
 	return nil
 }
 
-// addAdmin keeps key and certificate together in the administrator's kubeconfig.
-func (p *PKI) addAdmin(ca *authority, l leaf) error {
+// newLeafKey makes the key of the named certificate, also in PEM.
+func newLeafKey(name string) (*ecdsa.PrivateKey, []byte, error) {
 	key, err := newKey()
 	if err != nil {
-		return fmt.Errorf("make key of %s: %w", l.name, err)
+		return nil, nil, fmt.Errorf("make key of %s: %w", name, err)
 	}
 	keyPEM, err := encodeKey(key)
 	if err != nil {
-		return fmt.Errorf("make key of %s: %w", l.name, err)
+		return nil, nil, fmt.Errorf("make key of %s: %w", name, err)
 	}
-	store := func(certPEM []byte) error {
-		data, err := Kubeconfig(p.cfg.ClusterName, p.cfg.Server, ca.pem, l.commonName, certPEM, keyPEM)
-		if err != nil {
-			return err
-		}
-		return WriteFile(p.cfg.AdminKubeconfig, data, 0o600)
+	return key, keyPEM, nil
+}
+
+// renew issues the certificate again, for its present key.
+func (i issued) renew(now time.Time) error {
+	certPEM, err := i.ca.issue(i.leaf, i.key, now)
+	if err == nil {
+		err = i.store(certPEM)
 	}
-	p.issued = append(p.issued, issued{leaf: l, ca: ca, key: key, store: store})
+	if err != nil {
+		return fmt.Errorf("issue certificate %s: %w", i.name, err)
+	}
 	return nil
 }
 
-// Renew issues every certificate again, for its present key. One that fails
-// does not keep the others from being renewed.
+// Renew issues every certificate again. One that fails does not keep the
+// others from being renewed.
 func (p *PKI) Renew() error {
-	now := p.cfg.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var errs []error
 	for _, i := range p.issued {
-		certPEM, err := i.ca.issue(i.leaf, i.key, now)
-		if err == nil {
-			err = i.store(certPEM)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("issue certificate %s: %w", i.name, err))
-		}
+		errs = append(errs, i.renew(p.cfg.Now()))
 	}
 	return errors.Join(errs...)
 }

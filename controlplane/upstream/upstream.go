@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -44,6 +45,9 @@ type Config struct {
 	// NodeMonitorGracePeriod is how long a node may be silent before it counts
 	// as not ready.
 	NodeMonitorGracePeriod time.Duration
+	// Also, if set, makes more controllers on the same informers, which are
+	// started when it has returned.
+	Also func(informers.SharedInformerFactory) ([]func(context.Context) error, error)
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
 }
@@ -76,7 +80,8 @@ type env struct {
 type runFunc func(ctx context.Context)
 
 // RunControllers builds every controller, starts them all and returns when
-// ctx is done and each of them has stopped. It may be called again then.
+// ctx is done, or one of cfg.Also has failed, and each of them has stopped. It
+// may be called again then.
 func RunControllers(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -94,19 +99,29 @@ func RunControllers(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	var also []func(context.Context) error
+	if cfg.Also != nil {
+		if also, err = cfg.Also(e.informers); err != nil {
+			return err
+		}
+	}
 	e.informers.Start(ctx.Done())
 	defer e.informers.Shutdown()
 	e.anyInformers.Start(ctx.Done())
 	close(e.started)
 
-	var running sync.WaitGroup
-	for _, run := range runs {
-		running.Go(func() { run(ctx) })
+	running, ctx := errgroup.WithContext(ctx)
+	for _, run := range append(runs, e.refreshMapper) {
+		running.Go(func() error {
+			run(ctx)
+			return nil
+		})
 	}
-	running.Go(func() { e.refreshMapper(ctx) })
-	cfg.Log.Info("Housekeeping controllers started", "count", len(runs))
-	running.Wait()
-	return nil
+	for _, run := range also {
+		running.Go(func() error { return run(ctx) })
+	}
+	cfg.Log.Info("Controllers started", "upstream", len(runs), "own", len(also))
+	return running.Wait()
 }
 
 func newEnv(ctx context.Context, cfg Config) (*env, error) {

@@ -1,0 +1,30 @@
+// Command weft-server is a Kubernetes control plane in one process, and
+// kubectl, which shares most of its code.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// version is stamped by the build.
+var version = "dev"
+
+func main() {
+	if err := newCommand().Execute(); err != nil {
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:          "weft-server",
+		Short:        "Weft's control plane",
+		Long:         "weft-server runs a Kubernetes control plane in one process: store, API server, controllers, scheduler.",
+		Version:      version,
+		SilenceUsage: true,
+	}
+	cmd.AddCommand(newRunCommand(), newKubectlCommand())
+	return cmd
+}
