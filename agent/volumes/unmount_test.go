@@ -51,6 +51,7 @@ func TestANewAgentUnmountsThePodsOfTheOld(t *testing.T) {
 	n := newNode(t, secret("conf", map[string]string{"k": "v"}))
 	pod := podWith(volume(corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "conf"}}))
 	n.mount(pod)
+	n.stop()
 	fresh, err := New(n.cfg)
 	if err != nil {
 		t.Fatal(err)

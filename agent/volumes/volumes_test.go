@@ -29,6 +29,7 @@ type node struct {
 	t      *testing.T
 	client *fake.Clientset
 	dir    string
+	stop   func() // what Run does; may be called twice
 
 	mu       sync.Mutex
 	tokens   int
@@ -61,9 +62,12 @@ func newNode(t *testing.T, objects ...runtime.Object) *node {
 	var running sync.WaitGroup
 	running.Go(func() { _ = watched.Run(ctx) })
 	running.Go(func() { _ = manager.Run(ctx) })
-	t.Cleanup(func() {
+	n.stop = func() {
 		cancel()
 		running.Wait()
+	}
+	t.Cleanup(func() {
+		n.stop()
 		n.unmountAll()
 	})
 	return n

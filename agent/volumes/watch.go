@@ -40,56 +40,65 @@ func (o *Objects) watch(r ref, users map[types.UID]bool) *object {
 	obj.changed = func() { o.changed(obj) }
 	reflector := cache.NewReflectorWithOptions(o.listWatch(r), r.kind.prototype(), obj, cache.ReflectorOptions{
 		Name: fmt.Sprintf("%s %s/%s", r.kind, r.namespace, r.name),
-		// The Node authorizer may hear of a new pod a moment after this node does, so the first attempts follow closely.
-		Backoff: &wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Steps: 9, Cap: 10 * time.Second, Jitter: 0.2},
 	})
-	go reflector.RunWithContext(ctx)
+	go o.keepWatching(ctx, reflector, obj)
 	return obj
 }
 
-// listWatch lists and watches one object by name. Errors of the API server are kept for readers who wait.
+// Delays between attempts to watch an object. The Node authorizer may hear of a new pod a moment after this node does, so the
+// first attempts follow closely.
+const (
+	minWatchDelay = 50 * time.Millisecond
+	maxWatchDelay = 10 * time.Second
+)
+
+// keepWatching lists and watches an object until ctx is done, and keeps the error of the last attempt for readers who wait.
+func (o *Objects) keepWatching(ctx context.Context, reflector *cache.Reflector, obj *object) {
+	delay := minWatchDelay
+	for ctx.Err() == nil {
+		err := reflector.ListAndWatchWithContext(ctx)
+		if err == nil {
+			delay = minWatchDelay
+		} else if ctx.Err() == nil {
+			o.cfg.Log.Debug("cannot watch object", "kind", string(obj.ref.kind), "object", obj.ref.namespace+"/"+obj.ref.name, "err", err)
+		}
+		obj.failed(err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait.Jitter(delay, 0.2)):
+		}
+		delay = min(2*delay, maxWatchDelay)
+	}
+}
+
+// listWatch lists and watches one object by name.
 func (o *Objects) listWatch(r ref) cache.ListerWatcher {
 	only := fields.OneTermEqualSelector(metav1.ObjectNameField, r.name).String()
 	core := o.cfg.Client.CoreV1()
 	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (list runtime.Object, err error) {
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			options.FieldSelector = only
 			if r.kind == secrets {
-				list, err = core.Secrets(r.namespace).List(ctx, options)
-			} else {
-				list, err = core.ConfigMaps(r.namespace).List(ctx, options)
+				return core.Secrets(r.namespace).List(ctx, options)
 			}
-			o.failed(r, err)
-			return list, err
+			return core.ConfigMaps(r.namespace).List(ctx, options)
 		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (w watch.Interface, err error) {
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			options.FieldSelector = only
 			if r.kind == secrets {
-				w, err = core.Secrets(r.namespace).Watch(ctx, options)
-			} else {
-				w, err = core.ConfigMaps(r.namespace).Watch(ctx, options)
+				return core.Secrets(r.namespace).Watch(ctx, options)
 			}
-			o.failed(r, err)
-			return w, err
+			return core.ConfigMaps(r.namespace).Watch(ctx, options)
 		},
 	}
 	return cache.ToListWatcherWithWatchListSemantics(lw, o.cfg.Client)
 }
 
-// failed remembers why an object could not be read.
-func (o *Objects) failed(r ref, err error) {
-	if err == nil {
-		return
-	}
-	o.cfg.Log.Debug("cannot watch object", "kind", string(r.kind), "object", r.namespace+"/"+r.name, "err", err)
-	o.mu.Lock()
-	obj, ok := o.objects[r]
-	o.mu.Unlock()
-	if ok {
-		obj.mu.Lock()
-		obj.lastErr = err
-		obj.mu.Unlock()
-	}
+// failed remembers how the last attempt to read the object ended.
+func (obj *object) failed(err error) {
+	obj.mu.Lock()
+	defer obj.mu.Unlock()
+	obj.lastErr = err
 }
 
 func (k kind) prototype() runtime.Object {
