@@ -96,7 +96,7 @@ func (selfSigned) Certificate(name string, _ *tls.ClientHelloInfo) (*tls.Certifi
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
 
-func insecure(serverName string) *http.Transport {
+func skipVerify(serverName string) *http.Transport {
 	return &http.Transport{
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, ServerName: serverName},
 		ForceAttemptHTTP2: true,
@@ -162,7 +162,7 @@ func TestRequestReachesEndpointWithForwardedHeaders(t *testing.T) {
 func TestALPNChoosesHTTP2AndPlainListenersKnowItsPreface(t *testing.T) {
 	b := newBench(t, PlainHTTP, endpointOf(backend(t, "one")))
 	request, _ := http.NewRequest("GET", "https://"+b.tlsAddress+"/", nil)
-	response, body := do(t, &http.Client{Transport: insecure("a.example.com")}, request)
+	response, body := do(t, &http.Client{Transport: skipVerify("a.example.com")}, request)
 	if response.ProtoMajor != 2 || !strings.Contains(body, "X-Forwarded-Proto=https") {
 		t.Errorf("got %s, %s", response.Proto, body)
 	}
@@ -330,7 +330,7 @@ func TestBodiesStreamBothWaysWithTrailers(t *testing.T) {
 	body := strings.Repeat("x", 1<<20)
 	for _, url := range []string{"https://" + b.tlsAddress, "http://" + b.httpAddress} {
 		request, _ := http.NewRequest("POST", url, io.NopCloser(strings.NewReader(body)))
-		response, got := do(t, &http.Client{Transport: insecure("")}, request)
+		response, got := do(t, &http.Client{Transport: skipVerify("")}, request)
 		if len(got) != len(body) || response.Trailer.Get("X-Sum") != fmt.Sprint(len(body)) || response.Trailer.Get("X-Late") != "unannounced" {
 			t.Errorf("%s: %d bytes, trailers %v", url, len(got), response.Trailer)
 		}
