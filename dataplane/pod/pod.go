@@ -2,7 +2,10 @@
 // its routes, and the programs on its device.
 package pod
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Pod is one local pod sandbox as the kernel should see it.
 type Pod struct {
@@ -19,4 +22,10 @@ type Pod struct {
 	HostIfName string
 	// Addrs are the pod's addresses, at most one per family.
 	Addrs []netip.Addr
+}
+
+// Equal reports whether both describe the same pod in the same way.
+func (p Pod) Equal(q Pod) bool {
+	return p.Name == q.Name && p.SandboxID == q.SandboxID && p.Netns == q.Netns &&
+		p.IfName == q.IfName && p.HostIfName == q.HostIfName && slices.Equal(p.Addrs, q.Addrs)
 }

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-or-later OR Apache-2.0
+/* The host side of each pod's veth pair.
+ *
+ *   pod_egress   tcx ingress: every packet a pod sends.
+ *   pod_ingress  tcx egress: packets the host's own stack sends to a pod.
+ *                (Other pods' and nodes' packets reach it by redirect_peer
+ *                and do not pass here.)
+ *
+ * Reads endpoints, networks, nodes. */
+#include "lib/forward.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+/* is_link_local: fe80::/10 and the unspecified address, which neighbour
+ * discovery uses before a pod has anything else (RFC 4861). */
+static __always_inline bool is_link_local(const union addr *a)
+{
+	return (a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80) || (a->d[0] == 0 && a->d[1] == 0);
+}
+
+/* check_source drops what does not bear the pod's own address. */
+static __always_inline int check_source(struct __sk_buff *ctx, const struct pkt *pkt)
+{
+	const union addr *src = pkt->is_error ? &pkt->error_src : &pkt->tuple.src;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, src);
+
+	if (ep && ep->ifindex == ctx->ifindex)
+		return NEXT;
+	if (!pkt->is_ipv4 && is_link_local(src))
+		return TC_ACT_UNSPEC;
+	return drop(DROP_SPOOFED_SOURCE);
+}
+
+SEC("tcx/ingress")
+int pod_egress(struct __sk_buff *ctx)
+{
+	struct node *node = this_node();
+	struct pkt pkt = {};
+	int verdict;
+
+	if (!node)
+		return drop(DROP_UNKNOWN_POD);
+	verdict = parse(ctx, &pkt);
+	if (verdict == TC_ACT_UNSPEC && ctx->protocol != bpf_htons(ETH_P_ARP))
+		return drop(DROP_UNSUPPORTED_PROTOCOL);
+	if (verdict != NEXT)
+		return verdict;
+	verdict = check_source(ctx, &pkt);
+	if (verdict != NEXT)
+		return verdict;
+	return forward(ctx, &pkt, node);
+}
+
+SEC("tcx/egress")
+int pod_ingress(struct __sk_buff *ctx)
+{
+	return TC_ACT_UNSPEC;
+}
