@@ -39,6 +39,9 @@ const (
 	// firstObjectsTimeout bounds the creation of the first objects; the API
 	// server makes the namespaces they are in after it says it is ready.
 	firstObjectsTimeout = time.Minute
+	// stopTimeout bounds how long requests in flight may keep the API server
+	// from stopping.
+	stopTimeout = 10 * time.Second
 )
 
 // Run runs the control plane until ctx is done, and then stops it gracefully.
@@ -136,6 +139,7 @@ func startStore(ctx context.Context, cfg Config, keys *pki.PKI, fail context.Can
 		CAFile:     keys.Path(pki.EtcdCA),
 		CertFile:   keys.Path(pki.EtcdServerCert),
 		KeyFile:    keys.Path(pki.EtcdServerKey),
+		Log:        cfg.Log,
 	})
 	if err != nil {
 		return apiserver.Etcd{}, nil, err
@@ -180,7 +184,11 @@ func startServer(ctx context.Context, cfg Config, store apiserver.Etcd, fail con
 	}()
 	stop := func() {
 		cancel()
-		<-stopped
+		select {
+		case <-stopped:
+		case <-time.After(stopTimeout):
+			cfg.Log.Warn("API server still answers requests and is stopped all the same", "after", stopTimeout)
+		}
 	}
 	ready, cancelReady := context.WithTimeout(ctx, readyTimeout)
 	defer cancelReady()

@@ -73,6 +73,8 @@ func complete(ctx context.Context, args []string) (options.CompletedOptions, err
 	if err := flags.Parse(args); err != nil {
 		return options.CompletedOptions{}, err
 	}
+	// Nothing of metrics is configured, and applying that logs an error.
+	opts.Metrics = nil
 	// Without effect if feature gates have been set already.
 	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.SetFallback(); err != nil {
 		return options.CompletedOptions{}, err

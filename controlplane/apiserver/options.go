@@ -67,6 +67,8 @@ func (c Config) args() []string {
 		"--service-cluster-ip-range=" + strings.Join(prefixes, ","),
 		"--allow-privileged=true",
 		"--profiling=false",
+		// At a stop, watches are told to end instead of being waited for.
+		"--shutdown-watch-termination-grace-period=2s",
 
 		"--etcd-servers=" + strings.Join(c.Etcd.Endpoints, ","),
 		"--etcd-cafile=" + c.Etcd.CAFile,

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 )
 
 // startTimeout bounds how long reading the log and snapshot may take.
@@ -32,12 +34,15 @@ type Config struct {
 	// CAFile, CertFile and KeyFile are PEM files. The certificate serves, and
 	// speaks to peers; they are read again at every handshake.
 	CAFile, CertFile, KeyFile string
+	// Log receives etcd's errors; nil means slog.Default().
+	Log *slog.Logger
 }
 
 // Member is a running etcd.
 type Member struct {
 	etcd     *embed.Etcd
 	endpoint string
+	logLevel zap.AtomicLevel
 }
 
 // Start starts the member and returns when it serves. Close stops it.
@@ -49,11 +54,17 @@ func Start(ctx context.Context, cfg Config) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	// Its warnings are for those who tune a large cluster.
+	level := zap.NewAtomicLevelAt(zap.ErrorLevel)
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newLogger(cfg.Log, level))
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
-	m := &Member{etcd: e, endpoint: ec.AdvertiseClientUrls[0].String()}
+	m := &Member{etcd: e, endpoint: ec.AdvertiseClientUrls[0].String(), logLevel: level}
 	if err := m.waitReady(ctx); err != nil {
 		e.Close()
 		return nil, fmt.Errorf("start etcd: %w", err)
@@ -101,8 +112,6 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	ec.ClientTLSInfo, ec.PeerTLSInfo = tls, tls
 	ec.QuotaBackendBytes = quotaBytes
 	ec.EnableGRPCGateway = false
-	ec.LogLevel = "warn"
-	ec.LogOutputs = []string{embed.StdErrLogOutput}
 	return ec, nil
 }
 
@@ -122,4 +131,7 @@ func (m *Member) Err() <-chan error { return m.etcd.Err() }
 
 // Close stops serving and closes the database. Everything a client was told
 // has been written is on disk already, so this only saves time at the next start.
-func (m *Member) Close() { m.etcd.Close() }
+func (m *Member) Close() {
+	m.logLevel.SetLevel(zap.FatalLevel)
+	m.etcd.Close()
+}
