@@ -2,8 +2,8 @@
 //
 //	hosts ──Manage──► certmagic ──Issuer──► Weft's own CA (later ACME)
 //	                     │
-//	                     ├─ Secrets of weft-system   certificates and keys
-//	                     └─ Leases of weft-system    one replica issues, all use
+//	                     ├─ Secrets of weft-system      certificates and keys
+//	                     └─ ConfigMaps of weft-system   locks: one issues, all use
 //
 // Every node runs it. What one has issued, the others load; each renews in
 // time, the first does it and the others find it done. Nothing here talks to
@@ -39,10 +39,10 @@ const (
 
 // Config is what Certificates needs.
 type Config struct {
-	// Node names this replica in Leases.
+	// Node names this replica in locks.
 	Node   string
 	Client kubernetes.Interface
-	// Namespace holds Secrets and Leases; empty means api.SystemNamespace.
+	// Namespace holds Secrets and locks; empty means api.SystemNamespace.
 	Namespace string
 	// Issuer signs; nil means Weft's own CA, which is made if there is none.
 	Issuer certmagic.Issuer

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -22,8 +22,16 @@ const (
 	lockPoll = 250 * time.Millisecond
 )
 
-// locker implements certmagic.Locker with Leases: who creates it has the
-// lock, and deletes it afterwards. A Lease that nobody renews can be taken.
+// Keys of a lock's ConfigMap. Time is RFC 3339 in the holder's clock.
+const (
+	lockHolder  = "holder"
+	lockRenewed = "renewed"
+)
+
+// locker implements certmagic.Locker with ConfigMaps: who creates one has the
+// lock, and deletes it afterwards. One that nobody renews can be taken. They
+// are not Leases because a node may write only the Lease of its own name
+// (NodeRestriction, admitLease).
 type locker struct {
 	client    kubernetes.Interface
 	namespace string
@@ -34,9 +42,9 @@ type locker struct {
 }
 
 type heldLock struct {
-	lease *coordinationv1.Lease
-	stop  context.CancelFunc
-	done  chan struct{}
+	object *corev1.ConfigMap
+	stop   context.CancelFunc
+	done   chan struct{}
 }
 
 func newLocker(client kubernetes.Interface, namespace, node string) *locker {
@@ -48,12 +56,12 @@ func (l *locker) Lock(ctx context.Context, name string) error {
 	holder := l.node + "_" + rand.Text()
 	var seen observation
 	for {
-		lease, err := l.tryLock(ctx, name, holder, &seen)
+		lock, err := l.tryLock(ctx, name, holder, &seen)
 		if err != nil {
 			return fmt.Errorf("lock %s: %w", name, err)
 		}
-		if lease != nil {
-			l.keep(name, lease)
+		if lock != nil {
+			l.keep(name, lock)
 			return nil
 		}
 		select {
@@ -64,70 +72,63 @@ func (l *locker) Lock(ctx context.Context, name string) error {
 	}
 }
 
-// observation is when this process first saw a Lease as it is. Clocks of
+// observation is since when this process has seen a lock as it is. Clocks of
 // other nodes are not compared with ours.
 type observation struct {
-	holder string
-	renew  time.Time
-	since  time.Time
+	holder, renewed string
+	since           time.Time
 }
 
-// tryLock returns the Lease if it is ours now, nil if another one holds it.
-func (l *locker) tryLock(ctx context.Context, name, holder string, seen *observation) (*coordinationv1.Lease, error) {
-	leases := l.client.CoordinationV1().Leases(l.namespace)
-	want := l.lease(name, holder)
-	lease, err := leases.Create(ctx, want, metav1.CreateOptions{})
-	if !apierrors.IsAlreadyExists(err) {
-		return lease, err
+// tryLock returns the lock if it is ours now, nil if another one holds it.
+func (l *locker) tryLock(ctx context.Context, name, holder string, seen *observation) (*corev1.ConfigMap, error) {
+	locks := l.client.CoreV1().ConfigMaps(l.namespace)
+	want := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: objectName("certificate-lock", name)},
+		Data:       map[string]string{lockHolder: holder, lockRenewed: timeText()},
 	}
-	lease, err = leases.Get(ctx, want.Name, metav1.GetOptions{})
+	lock, err := locks.Create(ctx, want, metav1.CreateOptions{})
+	if err == nil {
+		return lock, nil
+	}
+	if !apierrors.IsAlreadyExists(err) {
+		return nil, err
+	}
+	lock, err = locks.Get(ctx, want.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if !seen.isStale(lease, time.Now()) {
+	if !seen.isStale(lock, time.Now()) {
 		return nil, nil
 	}
-	lease = lease.DeepCopy()
-	lease.Spec = want.Spec
-	lease, err = leases.Update(ctx, lease, metav1.UpdateOptions{})
+	lock = lock.DeepCopy()
+	lock.Data = want.Data
+	lock, err = locks.Update(ctx, lock, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return nil, nil
 	}
-	return lease, err
+	if err != nil {
+		return nil, err
+	}
+	return lock, nil
 }
 
-func (o *observation) isStale(lease *coordinationv1.Lease, now time.Time) bool {
-	current := observation{since: now}
-	if lease.Spec.HolderIdentity != nil {
-		current.holder = *lease.Spec.HolderIdentity
-	}
-	if lease.Spec.RenewTime != nil {
-		current.renew = lease.Spec.RenewTime.Time
-	}
-	if o.since.IsZero() || o.holder != current.holder || !o.renew.Equal(current.renew) {
-		*o = current
+func (o *observation) isStale(lock *corev1.ConfigMap, now time.Time) bool {
+	holder, renewed := lock.Data[lockHolder], lock.Data[lockRenewed]
+	if o.since.IsZero() || o.holder != holder || o.renewed != renewed {
+		*o = observation{holder: holder, renewed: renewed, since: now}
 	}
 	return now.Sub(o.since) >= lockDuration
 }
 
-func (l *locker) lease(name, holder string) *coordinationv1.Lease {
-	now := metav1.NowMicro()
-	seconds := int32(lockDuration.Seconds())
-	return &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Name: objectName("certificate-lock", name)},
-		Spec: coordinationv1.LeaseSpec{
-			HolderIdentity: &holder, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now,
-		},
-	}
-}
+func timeText() string { return time.Now().UTC().Format(time.RFC3339Nano) }
 
 // keep renews the lock until Unlock.
-func (l *locker) keep(name string, lease *coordinationv1.Lease) {
+func (l *locker) keep(name string, lock *corev1.ConfigMap) {
 	ctx, stop := context.WithCancel(context.Background())
-	h := &heldLock{lease: lease, stop: stop, done: make(chan struct{})}
+	h := &heldLock{object: lock, stop: stop, done: make(chan struct{})}
 	l.mu.Lock()
 	l.held[name] = h
 	l.mu.Unlock()
@@ -149,11 +150,10 @@ func (l *locker) keep(name string, lease *coordinationv1.Lease) {
 // renew writes the time. A failure is tried again at the next tick; a
 // conflict means that the lock was lost, which certmagic allows for.
 func (h *heldLock) renew(ctx context.Context, l *locker) {
-	next := h.lease.DeepCopy()
-	now := metav1.NowMicro()
-	next.Spec.RenewTime = &now
-	if updated, err := l.client.CoordinationV1().Leases(l.namespace).Update(ctx, next, metav1.UpdateOptions{}); err == nil {
-		h.lease = updated
+	next := h.object.DeepCopy()
+	next.Data[lockRenewed] = timeText()
+	if updated, err := l.client.CoreV1().ConfigMaps(l.namespace).Update(ctx, next, metav1.UpdateOptions{}); err == nil {
+		h.object = updated
 	}
 }
 
@@ -168,8 +168,8 @@ func (l *locker) Unlock(ctx context.Context, name string) error {
 	}
 	h.stop()
 	<-h.done
-	ours := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &h.lease.UID, ResourceVersion: &h.lease.ResourceVersion}}
-	err := l.client.CoordinationV1().Leases(l.namespace).Delete(ctx, h.lease.Name, ours)
+	asSeen := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &h.object.UID, ResourceVersion: &h.object.ResourceVersion}}
+	err := l.client.CoreV1().ConfigMaps(l.namespace).Delete(ctx, h.object.Name, asSeen)
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
