@@ -31,7 +31,7 @@ func Current() (*Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	return open(h)
+	return &Namespace{Handle: h}, nil
 }
 
 // At returns the namespace behind ns.
@@ -39,14 +39,6 @@ func At(ns netns.NsHandle) (*Namespace, error) {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink in network namespace: %w", err)
-	}
-	return open(h)
-}
-
-func open(h *netlink.Handle) (*Namespace, error) {
-	if err := h.SetStrictCheck(true); err != nil {
-		h.Close()
-		return nil, fmt.Errorf("ask netlink for strict checking: %w", err)
 	}
 	return &Namespace{Handle: h}, nil
 }
