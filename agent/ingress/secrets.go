@@ -77,15 +77,23 @@ func (s *secrets) start(ctx context.Context, name types.NamespacedName) *secretW
 	informer := factory.Core().V1().Secrets().Informer()
 	w := &secretWatch{cancel: cancel, since: time.Now(), synced: informer.HasSynced}
 	take := func(object any) {
-		if secret, ok := object.(*corev1.Secret); ok && secret.Name == name.Name {
+		if secret, ok := object.(*corev1.Secret); ok {
 			s.take(w, secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey], true)
 		}
 	}
+	// The selector leaves one Secret; fake API servers do not know it.
+	isNamed := func(object any) bool {
+		id, err := cache.DeletionHandlingObjectToName(object)
+		return err == nil && id.Name == name.Name
+	}
 	// An informer that has not started takes every handler.
-	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    take,
-		UpdateFunc: func(_, object any) { take(object) },
-		DeleteFunc: func(any) { s.take(w, nil, nil, false) },
+	_, _ = informer.AddEventHandler(cache.FilteringResourceEventHandler{
+		FilterFunc: isNamed,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    take,
+			UpdateFunc: func(_, object any) { take(object) },
+			DeleteFunc: func(any) { s.take(w, nil, nil, false) },
+		},
 	})
 	factory.Start(ctx.Done())
 	go func() {

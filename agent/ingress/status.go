@@ -1,14 +1,16 @@
 package ingress
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
-	"hash/fnv"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -152,12 +154,7 @@ func readyNodes(nodes []*corev1.Node) []*corev1.Node {
 			ready = append(ready, node)
 		}
 	}
-	slices.SortFunc(ready, func(a, b *corev1.Node) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(ready, func(a, b *corev1.Node) int { return strings.Compare(a.Name, b.Name) })
 	return ready
 }
 
@@ -182,14 +179,11 @@ func loadBalancer(nodes []*corev1.Node) []networkingv1.IngressLoadBalancerIngres
 // reporterOf returns the name of the node that reports on an Ingress: the one
 // with the highest hash of both (rendezvous hashing), or "" without nodes.
 func reporterOf(uid types.UID, ready []*corev1.Node) string {
-	var best uint64
+	var best [sha256.Size]byte
 	name := ""
 	for _, node := range ready {
-		hash := fnv.New64a()
-		hash.Write([]byte(node.Name))
-		hash.Write([]byte{0})
-		hash.Write([]byte(uid))
-		if sum := hash.Sum64(); name == "" || sum > best {
+		sum := sha256.Sum256([]byte(node.Name + "/" + string(uid)))
+		if name == "" || bytes.Compare(sum[:], best[:]) > 0 {
 			best, name = sum, node.Name
 		}
 	}
