@@ -183,16 +183,20 @@ func claimVolume(readOnly bool) corev1.Volume {
 }
 
 func TestClaimedVolumesAreUsedInPlace(t *testing.T) {
-	dir := t.TempDir()
 	for title, test := range map[string]struct {
-		source corev1.PersistentVolumeSource
+		source func(path string) corev1.PersistentVolumeSource
 		owner  string
 	}{
-		"a hostPath volume keeps its owner":  {corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}, "drwxr-xr-x 0:0"},
-		"a local volume is given to fsGroup": {corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: dir}}, "dgrwxrwxr-x 0:77"},
+		"a hostPath volume keeps its owner": {func(path string) corev1.PersistentVolumeSource {
+			return corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}}
+		}, "drwxr-xr-x 0:0"},
+		"a local volume is given to fsGroup": {func(path string) corev1.PersistentVolumeSource {
+			return corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}}
+		}, "dgrwxrwxr-x 0:77"},
 	} {
 		t.Run(title, func(t *testing.T) {
-			claim, pv := claimed(test.source)
+			dir := t.TempDir()
+			claim, pv := claimed(test.source(dir))
 			n := newNode(t, claim, pv)
 			pod := podWith(claimVolume(true))
 			mount := n.mount(pod)["v"]

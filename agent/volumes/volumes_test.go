@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -159,10 +160,16 @@ func tree(t *testing.T, dir string) string {
 	var lines []string
 	add := func(path string) {
 		info, err := os.Stat(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return // replaced meanwhile by a live update
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		content, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +180,7 @@ func tree(t *testing.T, dir string) string {
 	var walk func(string)
 	walk = func(d string) {
 		entries, err := os.ReadDir(d)
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
 		}
 		for _, e := range entries {
