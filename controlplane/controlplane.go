@@ -67,12 +67,12 @@ func Run(ctx context.Context, cfg Config) error {
 	defer fail(nil)
 	store, stopStore, err := startStore(ctx, cfg, keys, fail)
 	if err != nil {
-		return err
+		return failure(ctx, err)
 	}
 	defer stopStore()
 	server, stopServer, err := startServer(ctx, cfg, store, fail)
 	if err != nil {
-		return err
+		return failure(ctx, err)
 	}
 	defer stopServer()
 	if err := firstObjects(ctx, cfg, server.LoopbackConfig(), keys); err != nil {
@@ -194,7 +194,7 @@ func startServer(ctx context.Context, cfg Config, store apiserver.Etcd, fail con
 	defer cancelReady()
 	if err := server.WaitReady(ready); err != nil {
 		stop()
-		return nil, nil, failure(ctx, err)
+		return nil, nil, err
 	}
 	return server, stop, nil
 }
