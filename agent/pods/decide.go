@@ -1,0 +1,462 @@
+package pods
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"weft.dev/weft/agent/probes"
+)
+
+// Restart back-off: none after the first end of a container, then 10 s,
+// doubling up to 5 min; forgotten once a container has lived for 10 min.
+// https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy
+const (
+	// showPullError is how long a failed pull shows its error before its back-off.
+	showPullError     = 2 * time.Second
+	firstRestartDelay = 10 * time.Second
+	maxRestartDelay   = 5 * time.Minute
+	restartForgotten  = 10 * time.Minute
+	// minimumGrace is what every container gets between signal and SIGKILL.
+	minimumGrace = 2 * time.Second
+)
+
+// facts is all that a decision about one pod rests on.
+type facts struct {
+	now      time.Time
+	pod      *corev1.Pod
+	observed observed
+	// gone: the API server no longer has the pod.
+	gone bool
+	// rejected is set when the node does not take the pod.
+	rejected *rejection
+	// mounted: this process has mounted the volumes; tornDown: it has undone
+	// everything but the ended containers and their logs.
+	mounted, tornDown bool
+	// busy holds the operations that are under way, by their key.
+	busy map[string]bool
+	// failures holds the last failure of an operation, until it succeeds.
+	failures map[string]failure
+	// restart holds IDs of containers killed in order to be started again.
+	restart map[string]bool
+	probe   func(containerID string, kind probes.Kind) (probes.Result, bool)
+}
+
+// failure is an attempt that did not succeed and will be repeated.
+type failure struct {
+	reason, message string
+	at, retry       time.Time
+	count           int
+}
+
+// plan names everything that should be done now.
+type plan struct {
+	mount       bool
+	sandbox     *sandboxStart
+	start       []containerStart
+	kill        []containerKill
+	remove      []string // IDs of dead containers nobody needs
+	stopOrphans []string // IDs of old sandboxes to remove
+
+	// ending: nothing is started any more. tearDown: nothing runs, undo the
+	// rest. erase: the API server has forgotten the pod, so do we.
+	ending, tearDown, erase bool
+	endReason, endMessage   string
+
+	waiting map[string]waiting // by container name
+	again   time.Duration      // look again after that; 0 = only when woken
+}
+
+type sandboxStart struct {
+	attempt uint32
+	stop    []string // sandboxes to stop before
+}
+
+type containerStart struct {
+	name         string
+	sandboxID    string
+	restartCount int32
+	backoff      time.Duration // recorded for the end of this one
+	replaces     string        // ID of a created, never started container
+	target       string        // ID of the container whose processes an ephemeral one sees
+}
+
+type containerKill struct {
+	id, name string
+	grace    time.Duration
+	message  string // of the event
+	restart  bool
+}
+
+// waiting is why a container does not run; empty reason = the default one.
+type waiting struct{ reason, message string }
+
+// Keys of operations.
+const (
+	opMount    = "mount"
+	opSandbox  = "sandbox"
+	opTearDown = "tear-down"
+	opErase    = "erase"
+)
+
+func startKey(name string) string { return "start/" + name }
+func killKey(id string) string    { return "kill/" + id }
+
+// decide says what should be done about a pod. It is pure; carrying the plan
+// out in part, or twice, is harmless.
+func decide(f facts) plan {
+	p := plan{waiting: map[string]waiting{}}
+	if reason, message, ending := f.ends(&p); ending {
+		p.ending, p.endReason, p.endMessage = true, reason, message
+		f.end(&p)
+		return p
+	}
+	f.cleanUp(&p)
+	if !f.mounted {
+		p.mount = f.may(&p, opMount)
+		return p
+	}
+	current := f.observed.current()
+	if current == nil {
+		f.decideSandbox(&p)
+		return p
+	}
+	f.decideEphemeral(&p, current)
+	if !f.decideInit(&p, current) {
+		return p
+	}
+	f.decideApp(&p, current)
+	return p
+}
+
+// may reports whether an operation can begin now; if only time stands in the
+// way, the plan says when to look again.
+func (f facts) may(p *plan, key string) bool {
+	if f.busy[key] {
+		return false
+	}
+	if last, failed := f.failures[key]; failed && f.now.Before(last.retry) {
+		p.lookAgain(last.retry.Sub(f.now))
+		return false
+	}
+	return true
+}
+
+func (p *plan) lookAgain(d time.Duration) {
+	if p.again == 0 || d < p.again {
+		p.again = d
+	}
+}
+
+// decideSandbox plans a new sandbox, unless nothing would run in it.
+func (f facts) decideSandbox(p *plan) {
+	if f.busy[opSandbox] {
+		return
+	}
+	next := &sandboxStart{}
+	for _, s := range f.observed.sandboxes {
+		next.attempt = max(next.attempt, s.attempt+1)
+		next.stop = append(next.stop, s.id)
+	}
+	if f.finishedBefore() {
+		p.ending = true
+		f.end(p)
+		return
+	}
+	if f.may(p, opSandbox) {
+		p.sandbox = next
+	}
+}
+
+// finishedBefore reports whether a pod that lost its sandbox has nothing left
+// to run: it never restarts, or all of its containers are done.
+func (f facts) finishedBefore() bool {
+	ran := false
+	for _, list := range f.observed.containers {
+		ran = ran || len(list) > 0
+	}
+	if !ran {
+		return false
+	}
+	if f.pod.Spec.RestartPolicy == corev1.RestartPolicyNever {
+		return true
+	}
+	for i := range f.pod.Spec.Containers {
+		c := &f.pod.Spec.Containers[i]
+		latest := f.observed.latest(c.Name)
+		if latest == nil || latest.state != stateExited || restartsAfter(&f.pod.Spec, c, latest.exitCode) {
+			return false
+		}
+	}
+	return true
+}
+
+// decideApp plans for the app containers, and ends the pod when all are done.
+func (f facts) decideApp(p *plan, current *sandbox) {
+	done := true
+	for i := range f.pod.Spec.Containers {
+		c := &f.pod.Spec.Containers[i]
+		latest := f.observed.latest(c.Name)
+		switch {
+		case latest == nil || latest.sandboxID != current.id && latest.state != stateExited:
+			done = false
+			f.startContainer(p, c, current, nil)
+		case latest.state == stateRunning:
+			done = false
+			f.checkHealth(p, c, latest)
+		case latest.state == stateUnknown:
+			done = false
+			p.stop(latest, f.grace(c, ""), fmt.Sprintf("Container %s is in an unknown state", c.Name), true)
+		case latest.state == stateCreated, f.restart[latest.id], restartsAfter(&f.pod.Spec, c, latest.exitCode):
+			done = false
+			f.startContainer(p, c, current, latest)
+		default:
+			done = done && !f.busy[startKey(c.Name)]
+		}
+	}
+	if done {
+		p.ending = true
+		p.start = nil
+		f.end(p)
+	}
+}
+
+// checkHealth plans to kill a running container that changed or is unwell.
+func (f facts) checkHealth(p *plan, c *corev1.Container, running *container) {
+	kind, message := probes.Kind(""), ""
+	switch {
+	case f.busy[startKey(c.Name)]: // its postStart hook is still under way
+		return
+	case running.hash != hashOf(c):
+		message = fmt.Sprintf("Container %s definition changed", c.Name)
+	case f.failed(running.id, probes.Liveness):
+		kind, message = probes.Liveness, fmt.Sprintf("Container %s failed liveness probe", c.Name)
+	case f.failed(running.id, probes.Startup):
+		kind, message = probes.Startup, fmt.Sprintf("Container %s failed startup probe", c.Name)
+	default:
+		return
+	}
+	restart := kind == "" || restartsOnKill(&f.pod.Spec, c)
+	if restart {
+		message += ", will be restarted"
+	}
+	p.stop(running, f.grace(c, kind), message, restart)
+}
+
+func (f facts) failed(id string, kind probes.Kind) bool {
+	result, known := f.probe(id, kind)
+	return known && result == probes.Failure
+}
+
+// grace is how long a container of a pod that lives on may take to stop.
+func (f facts) grace(c *corev1.Container, kind probes.Kind) time.Duration {
+	return max(probes.GracePeriod(f.pod, c, kind), minimumGrace)
+}
+
+// stop plans to kill a container. A kill that is under way is planned again,
+// since its grace may have become shorter.
+func (p *plan) stop(c *container, grace time.Duration, message string, restart bool) {
+	p.kill = append(p.kill, containerKill{id: c.id, name: c.name, grace: grace, message: message, restart: restart})
+}
+
+// startContainer plans a start, or says what the container waits for. last is
+// the container of that name before, nil if there was none.
+func (f facts) startContainer(p *plan, c *corev1.Container, current *sandbox, last *container) {
+	key := startKey(c.Name)
+	if f.busy[key] || last != nil && f.busy[killKey(last.id)] {
+		return
+	}
+	start := containerStart{name: c.Name, sandboxID: current.id}
+	switch {
+	case last == nil:
+		start.restartCount = f.restartCountFromAPI(c.Name)
+	case last.state == stateCreated:
+		start.restartCount, start.backoff, start.replaces = last.restartCount, last.backoff, last.id
+	default:
+		delay, next := restartDelay(last)
+		start.restartCount, start.backoff = last.restartCount+1, next
+		if until := last.finished.Add(delay); f.now.Before(until) {
+			p.waiting[c.Name] = waiting{reasonCrashLoopBackOff,
+				fmt.Sprintf("back-off %s restarting failed container=%s pod=%s", delay, c.Name, nameOf(f.pod))}
+			p.lookAgain(until.Sub(f.now))
+			return
+		}
+	}
+	if last, failed := f.failures[key]; failed {
+		p.waiting[c.Name] = last.waiting(f.now, c.Image)
+		if left := last.at.Add(showPullError).Sub(f.now); left > 0 {
+			p.lookAgain(left)
+		}
+	}
+	if f.may(p, key) {
+		p.start = append(p.start, start)
+	}
+}
+
+// restartDelay is how long to wait after the end of last, and the delay to
+// record for the container that follows it.
+func restartDelay(last *container) (delay, next time.Duration) {
+	if last.finished.Sub(last.created) > restartForgotten || last.backoff == 0 {
+		return 0, firstRestartDelay
+	}
+	return last.backoff, min(2*last.backoff, maxRestartDelay)
+}
+
+// restartCountFromAPI continues the count of containers that the runtime has
+// forgotten, for example after its state was lost.
+func (f facts) restartCountFromAPI(name string) int32 {
+	status := statusOf(&f.pod.Status, name)
+	if status == nil || status.ContainerID == "" {
+		return 0
+	}
+	return status.RestartCount + 1
+}
+
+// waiting is what users see of a failed start until it is repeated. A failed
+// pull shows its error for a moment, then that it backs off.
+func (x failure) waiting(now time.Time, image string) waiting {
+	if x.reason == reasonErrImagePull && now.Sub(x.at) >= showPullError {
+		return waiting{reasonImagePullBackOff, fmt.Sprintf("Back-off pulling image %q: %s: %s", image, x.reason, x.message)}
+	}
+	return waiting{x.reason, x.message}
+}
+
+// decideInit plans for the init containers and reports whether the app may
+// start: every one has exited 0 or, a sidecar, has started.
+func (f facts) decideInit(p *plan, current *sandbox) bool {
+	initialized := f.appHasStarted()
+	for i := range f.pod.Spec.InitContainers {
+		c := &f.pod.Spec.InitContainers[i]
+		active := f.observed.active(c.Name)
+		if isSidecar(c) {
+			if !f.decideSidecar(p, c, current, active) && !initialized {
+				return false
+			}
+			continue
+		}
+		if initialized || f.laterInitExists(i) {
+			continue
+		}
+		if !f.decideOneInit(p, c, current, active) {
+			return false
+		}
+	}
+	return !p.ending
+}
+
+// appHasStarted reports whether an app container exists in the current
+// sandbox, which proves that initialization is over.
+func (f facts) appHasStarted() bool {
+	for i := range f.pod.Spec.Containers {
+		if f.observed.active(f.pod.Spec.Containers[i].Name) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// laterInitExists reports whether a later init container was begun, which
+// proves that the i-th is over even if the runtime has forgotten it.
+func (f facts) laterInitExists(i int) bool {
+	for _, later := range f.pod.Spec.InitContainers[i+1:] {
+		if f.observed.active(later.Name) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (f facts) decideOneInit(p *plan, c *corev1.Container, current *sandbox, active *container) (done bool) {
+	switch {
+	case active == nil || active.state == stateCreated:
+		f.startContainer(p, c, current, active)
+	case active.state == stateRunning:
+	case active.state == stateUnknown:
+		p.stop(active, f.grace(c, ""), fmt.Sprintf("Init container %s is in an unknown state", c.Name), true)
+	case active.exitCode == 0:
+		return true
+	case restartsAfter(&f.pod.Spec, c, active.exitCode):
+		f.startContainer(p, c, current, active)
+	default:
+		p.ending = true
+		f.end(p)
+	}
+	return false
+}
+
+// decideSidecar keeps a sidecar running; it reports whether it has started.
+func (f facts) decideSidecar(p *plan, c *corev1.Container, current *sandbox, active *container) (started bool) {
+	switch {
+	case active == nil || active.state == stateCreated || active.state == stateExited:
+		f.startContainer(p, c, current, active)
+		return false
+	case active.state == stateUnknown:
+		p.stop(active, f.grace(c, ""), fmt.Sprintf("Init container %s is in an unknown state", c.Name), true)
+		return false
+	}
+	f.checkHealth(p, c, active)
+	return !f.busy[startKey(c.Name)] && f.hasStarted(c, active.id)
+}
+
+// hasStarted reports whether a running container has passed its startup
+// probe. Until the prober knows, what the API says of this container holds.
+func (f facts) hasStarted(c *corev1.Container, id string) bool {
+	if c.StartupProbe == nil {
+		return true
+	}
+	if result, known := f.probe(id, probes.Startup); known {
+		return result == probes.Success
+	}
+	status := statusOf(&f.pod.Status, c.Name)
+	return status != nil && status.ContainerID == containerIDPrefix+id && status.Started != nil && *status.Started
+}
+
+// decideEphemeral starts ephemeral containers, each of them once.
+func (f facts) decideEphemeral(p *plan, current *sandbox) {
+	for i := range f.pod.Spec.EphemeralContainers {
+		e := &f.pod.Spec.EphemeralContainers[i]
+		if f.observed.latest(e.Name) != nil {
+			continue
+		}
+		c := (*corev1.Container)(&e.EphemeralContainerCommon)
+		target := ""
+		if e.TargetContainerName != "" {
+			running := f.observed.active(e.TargetContainerName)
+			if running == nil || running.state != stateRunning {
+				p.waiting[e.Name] = waiting{reasonCreateConfigError, fmt.Sprintf("target container %q is not running", e.TargetContainerName)}
+				continue
+			}
+			target = running.id
+		}
+		before := len(p.start)
+		f.startContainer(p, c, current, nil)
+		if len(p.start) > before {
+			p.start[before].target, p.start[before].restartCount = target, 0
+		}
+	}
+}
+
+// cleanUp plans to remove ended containers that are neither the newest of
+// their name nor the one before (for logs --previous), and old sandboxes
+// none of whose containers are needed.
+func (f facts) cleanUp(p *plan) {
+	needed := map[string]bool{} // sandbox IDs
+	for name, list := range f.observed.containers {
+		if f.busy[startKey(name)] {
+			return
+		}
+		for i, c := range list {
+			if i < 2 || c.state != stateExited {
+				needed[c.sandboxID] = true
+			} else {
+				p.remove = append(p.remove, c.id)
+			}
+		}
+	}
+	for i, s := range f.observed.sandboxes {
+		if i > 0 && !needed[s.id] && !f.busy[opSandbox] {
+			p.stopOrphans = append(p.stopOrphans, s.id)
+		}
+	}
+}
