@@ -17,7 +17,7 @@ import (
 // Config says what cluster to run and where. Start from DefaultConfig.
 type Config struct {
 	// StateDir holds everything that must survive: keys, database, join file.
-	// One process uses it at a time.
+	// An absolute path; one process uses it at a time.
 	StateDir string
 	// ClusterName names the cluster in certificates and kubeconfigs.
 	ClusterName string
@@ -83,8 +83,8 @@ func (c Config) pkiDir() string { return filepath.Join(c.StateDir, "pki") }
 func (c Config) validate() error {
 	var errs []error
 	complain := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.StateDir == "" {
-		complain("--state-dir: must be set")
+	if !filepath.IsAbs(c.StateDir) {
+		complain("--state-dir: must be an absolute path, not %q", c.StateDir)
 	}
 	if c.ClusterName == "" {
 		complain("--cluster-name: must be set")

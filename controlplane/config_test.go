@@ -40,6 +40,7 @@ func TestEachMistakeIsReportedByTheNameOfItsFlag(t *testing.T) {
 		want   string
 	}{
 		{"no state directory", func(c *Config) { c.StateDir = "" }, "--state-dir"},
+		{"a relative state directory", func(c *Config) { c.StateDir = "state" }, "--state-dir"},
 		{"no name", func(c *Config) { c.ClusterName = "" }, "--cluster-name"},
 		{"no domain", func(c *Config) { c.ClusterDomain = "" }, "--cluster-domain"},
 		{"no address", func(c *Config) { c.AdvertiseAddress = netip.Addr{} }, "--advertise-address"},

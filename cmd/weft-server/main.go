@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // version is stamped by the build.
@@ -18,6 +19,8 @@ func main() {
 }
 
 func newCommand() *cobra.Command {
+	// Upstream packages register flags of their programs for everybody.
+	pflag.CommandLine = pflag.NewFlagSet("weft-server", pflag.ContinueOnError)
 	cmd := &cobra.Command{
 		Use:          "weft-server",
 		Short:        "Weft's control plane",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -84,6 +85,10 @@ func (f *runFlags) addTo(fs *pflag.FlagSet) {
 
 	fs.IntVarP(&f.verbosity, "v", "v", 0, "how much the Kubernetes parts log: 0 warnings, 2 steps, 4 details, 6 requests")
 	compatibility.DefaultComponentGlobalsRegistry.AddFlags(fs)
+	// Upstream's texts list every gate there is.
+	fs.Lookup("feature-gates").Usage = "Kubernetes feature gates, as NAME=true or NAME=false"
+	fs.Lookup("min-compatibility-version").Hidden = true
+	fs.Lookup("emulated-version").Usage = "Kubernetes version to behave like, as MAJOR.MINOR"
 }
 
 // run is the one place that sets what is global to the process: logging,
@@ -104,6 +109,9 @@ func (f *runFlags) run(ctx context.Context) error {
 func (f *runFlags) complete() (controlplane.Config, error) {
 	c := f.config
 	var err error
+	if c.StateDir, err = filepath.Abs(c.StateDir); err != nil {
+		return c, fmt.Errorf("--state-dir: %w", err)
+	}
 	if c.PodCIDRs, err = prefixes("--pod-cidr", f.podCIDRs); err != nil {
 		return c, err
 	}
