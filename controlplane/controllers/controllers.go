@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
+	"weft.dev/weft/controlplane/controllers/endpointslice"
+	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
+	"weft.dev/weft/controlplane/controllers/servingcsr"
 	"weft.dev/weft/controlplane/reconcile"
 )
 
@@ -21,8 +25,24 @@ type Deps struct {
 	Client func(controller string) kubernetes.Interface
 	// Informers are shared; start them when New has returned.
 	Informers informers.SharedInformerFactory
+	// PodCIDRs are the cluster's pod addresses: one prefix, or one of each
+	// family. A node's part of them has a prefix of NodeMaskIPv4 or NodeMaskIPv6 bits.
+	PodCIDRs                   []netip.Prefix
+	NodeMaskIPv4, NodeMaskIPv6 int
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
+}
+
+func (d Deps) podRanges() []nodecidr.Range {
+	var ranges []nodecidr.Range
+	for _, prefix := range d.PodCIDRs {
+		bits := d.NodeMaskIPv6
+		if prefix.Addr().Is4() {
+			bits = d.NodeMaskIPv4
+		}
+		ranges = append(ranges, nodecidr.Range{Cluster: prefix, NodeBits: bits})
+	}
+	return ranges
 }
 
 // New makes every controller. None does anything before its Run is called, and
@@ -37,6 +57,9 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 	}{
 		{"replicaset-controller", runner(replicaset.New)},
 		{"replication-controller", runner(replicaset.NewReplication)},
+		{"endpointslice-controller", runner(endpointslice.New)},
+		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
+		{"serving-certificate-controller", runner(servingcsr.New)},
 	}
 	var runners []reconcile.Runner
 	for _, b := range builders {

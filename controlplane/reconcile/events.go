@@ -43,3 +43,6 @@ func (e *Events) start() {
 }
 
 func (e *Events) stop() { e.broadcaster.Shutdown() }
+
+// Recorder is for libraries that record events themselves.
+func (e *Events) Recorder() record.EventRecorder { return e.recorder }

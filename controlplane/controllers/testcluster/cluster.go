@@ -208,7 +208,7 @@ func (c *Cluster) write(action kubetesting.Action, stored runtime.Object, stored
 	m.SetDeletionTimestamp(storedMeta.GetDeletionTimestamp())
 	m.SetResourceVersion(storedMeta.GetResourceVersion())
 	m.SetGeneration(storedMeta.GetGeneration())
-	if action.GetSubresource() == "status" {
+	if action.GetSubresource() != "" { // status, approval
 		labels := m.GetAnnotations() // the API server lets status updates change annotations
 		setField(object, stored, "Spec")
 		m.SetAnnotations(labels)
