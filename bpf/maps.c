@@ -4,7 +4,7 @@
  * from its BTF. */
 #include "lib/maps.h"
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";
 
 /* Enums reach BTF only if something uses them. */
 const volatile enum counter counter_names;

@@ -5,10 +5,11 @@
  *                    pods and from the host's stack; chooses the far end.
  *   overlay_ingress  tcx ingress: packets from other nodes, unwrapped.
  *
- * Reads networks, nodes, endpoints. */
-#include "lib/forward.h"
+ * Reads networks, nodes, endpoints, services, backends; reads and writes
+ * flows, affinities, fragments. */
+#include "lib/balance.h"
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";
 
 /* The virtual network identifier all nodes of a cluster share. */
 #define VNI 1
@@ -101,5 +102,11 @@ int overlay_ingress(struct __sk_buff *ctx)
 		return verdict;
 	/* The inner MAC addresses mean nothing. */
 	bpf_skb_change_type(ctx, PACKET_HOST);
+	verdict = translate(ctx, &pkt);
+	if (verdict != NEXT)
+		return verdict;
+	verdict = load_balance(ctx, &pkt, node, FROM_OUTSIDE);
+	if (verdict != NEXT)
+		return verdict;
 	return forward(ctx, &pkt, node);
 }

@@ -6,10 +6,11 @@
  *                (Other pods' and nodes' packets reach it by redirect_peer
  *                and do not pass here.)
  *
- * Reads endpoints, networks, nodes. */
-#include "lib/forward.h"
+ * Reads endpoints, networks, nodes, services, backends; reads and writes
+ * flows, affinities, fragments. */
+#include "lib/balance.h"
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";
 
 /* is_link_local: fe80::/10 and the unspecified address, which neighbour
  * discovery uses before a pod has anything else (RFC 4861). */
@@ -48,11 +49,27 @@ int pod_egress(struct __sk_buff *ctx)
 	verdict = check_source(ctx, &pkt);
 	if (verdict != NEXT)
 		return verdict;
+	verdict = translate(ctx, &pkt);
+	if (verdict != NEXT)
+		return verdict;
+	verdict = load_balance(ctx, &pkt, node, FROM_NODE);
+	if (verdict != NEXT)
+		return verdict;
+	/* NetworkPolicy takes its place here: addresses are final, and nothing
+	 * has been sent. */
 	return forward(ctx, &pkt, node);
 }
 
 SEC("tcx/egress")
 int pod_ingress(struct __sk_buff *ctx)
 {
-	return TC_ACT_UNSPEC;
+	struct pkt pkt = {};
+	int verdict;
+
+	verdict = parse(ctx, &pkt);
+	if (verdict != NEXT)
+		return verdict;
+	/* Answers of this node's own sockets to what balance() sent them. */
+	verdict = translate(ctx, &pkt);
+	return verdict == NEXT ? TC_ACT_UNSPEC : verdict;
 }

@@ -45,7 +45,9 @@ func (d *Dataplane) Apply(ctx context.Context, s State) error {
 	}
 	step(d.count(d.node.Add(map[uint32]bpfobj.MapsNode{0: devices.entry(s.Node)})))
 	step(d.count(d.networks.Add(networks)))
+	step(d.count(d.services.Apply(s.Services)))
 	step(d.attachNode(devices))
+	step(d.attachSockets())
 
 	endpoints, routes, err := d.ensurePods(ctx, s, devices.podMTU)
 	step(err)
@@ -165,6 +167,24 @@ func (d *Dataplane) attachNode(devices nodeDevices) error {
 		errs = append(errs,
 			d.loader.EnsureTCX("overlay_egress", "overlay_egress", devices.overlay, ebpf.AttachTCXEgress),
 			d.loader.EnsureTCX("overlay_ingress", "overlay_ingress", devices.overlay, ebpf.AttachTCXIngress))
+	}
+	return errors.Join(errs...)
+}
+
+// attachSockets attaches the programs of socket-level load balancing.
+func (d *Dataplane) attachSockets() error {
+	var errs []error
+	for program, hook := range map[string]ebpf.AttachType{
+		"socket_connect4":     ebpf.AttachCGroupInet4Connect,
+		"socket_connect6":     ebpf.AttachCGroupInet6Connect,
+		"socket_sendmsg4":     ebpf.AttachCGroupUDP4Sendmsg,
+		"socket_sendmsg6":     ebpf.AttachCGroupUDP6Sendmsg,
+		"socket_recvmsg4":     ebpf.AttachCGroupUDP4Recvmsg,
+		"socket_recvmsg6":     ebpf.AttachCGroupUDP6Recvmsg,
+		"socket_getpeername4": ebpf.AttachCgroupInet4GetPeername,
+		"socket_getpeername6": ebpf.AttachCgroupInet6GetPeername,
+	} {
+		errs = append(errs, d.loader.EnsureCgroup(program, program, d.cfg.CgroupPath, hook))
 	}
 	return errors.Join(errs...)
 }

@@ -15,6 +15,7 @@ import (
 	"weft.dev/weft/dataplane/loader"
 	"weft.dev/weft/dataplane/pod"
 	"weft.dev/weft/dataplane/rtnl"
+	"weft.dev/weft/dataplane/service"
 )
 
 // OverlayDevice is the tunnel device of a node with VXLAN routing, and
@@ -36,6 +37,7 @@ type Dataplane struct {
 	node      *bpfmap.Map[uint32, bpfobj.MapsNode]
 	networks  *bpfmap.Map[bpfobj.MapsNetworkKey, bpfobj.MapsNetwork]
 	endpoints *bpfmap.Map[bpfobj.MapsAddr, bpfobj.MapsEndpoint]
+	services  *service.Table
 	mapWrites int
 
 	// pods are the devices made or checked by this process, by host device.
@@ -105,10 +107,11 @@ func netnsCookie() (uint64, error) {
 }
 
 func (d *Dataplane) readMaps() error {
-	var errs [3]error
+	var errs [4]error
 	d.node, errs[0] = bpfmap.Open[uint32, bpfobj.MapsNode]("nodes", d.loader.Map("nodes"))
 	d.networks, errs[1] = bpfmap.Open[bpfobj.MapsNetworkKey, bpfobj.MapsNetwork]("networks", d.loader.Map("networks"))
 	d.endpoints, errs[2] = bpfmap.Open[bpfobj.MapsAddr, bpfobj.MapsEndpoint]("endpoints", d.loader.Map("endpoints"))
+	d.services, errs[3] = service.Open(d.loader.Map)
 	return errors.Join(errs[:]...)
 }
 

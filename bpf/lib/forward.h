@@ -2,15 +2,7 @@
 /* The last phase: where a packet goes, by its destination alone. */
 #pragma once
 
-#include "parse.h"
-
-static __always_inline struct network *network_of(const union addr *a)
-{
-	struct network_key key = { .prefixlen = 128 };
-
-	__builtin_memcpy(key.addr, a->b, sizeof(key.addr));
-	return bpf_map_lookup_elem(&networks, &key);
-}
+#include "reject.h"
 
 static __always_inline struct node *this_node(void)
 {
@@ -48,14 +40,17 @@ static __always_inline bool is_node_addr(const struct node *node, const union ad
 
 /* forward sends a packet to its destination. What is for this node, or has
  * to be routed by the host, goes on to the host's stack. */
-static __always_inline int forward(struct __sk_buff *ctx, const struct pkt *pkt,
-				   const struct node *node)
+PHASE int forward(struct __sk_buff *ctx, const struct pkt *pkt, const struct node *node)
 {
-	const union addr *src = pkt->is_error ? &pkt->error_src : &pkt->tuple.src;
-	const union addr *dst = &pkt->tuple.dst;
-	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, dst);
+	const union addr *src, *dst;
 	struct network *network;
+	struct endpoint *ep;
 
+	if (!pkt || !node)
+		return TC_ACT_SHOT;
+	src = pkt->is_error ? &pkt->error_src : &pkt->tuple.src;
+	dst = &pkt->tuple.dst;
+	ep = bpf_map_lookup_elem(&endpoints, dst);
 	if (ep)
 		return to_endpoint(ep);
 	network = network_of(dst);
@@ -73,7 +68,8 @@ static __always_inline int forward(struct __sk_buff *ctx, const struct pkt *pkt,
 	case NETWORK_CLUSTER:
 		return drop(DROP_UNKNOWN_POD);
 	case NETWORK_SERVICE:
-		return drop(DROP_NO_BACKEND);
+		/* No frontend has this address and port. */
+		return pkt->has_ports ? reject(ctx, pkt) : drop(DROP_FRAGMENT);
 	}
 	/* The host routes it, unless it bears the node's address already: the
 	 * host would take that for a forgery (a martian source). */

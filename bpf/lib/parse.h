@@ -4,6 +4,7 @@
  * part of the skb. */
 #pragma once
 
+#include "addr.h"
 #include "drop.h"
 
 struct pkt {
@@ -21,10 +22,8 @@ struct pkt {
 	__u8 tcp_flags;
 	__u8 ip_protocol;   /* of the packet itself, never of the inner one */
 	__u8 has_options;   /* IPv4 options or IPv6 extension headers */
-	__u32 translated;   /* flow_flags of the flow that rewrote it | 1 << 31 */
+	__u8 is_known;      /* belongs to a flow, and was translated as it says */
 };
-
-#define TRANSLATED (1u << 31)
 
 enum { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10 };
 
@@ -63,23 +62,6 @@ _Static_assert(sizeof(struct icmp_header) == 8, "RFC 792");
 
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
-
-static __always_inline void map_ipv4(union addr *to, __be32 from)
-{
-	to->d[0] = 0;
-	to->w[2] = bpf_htonl(0xffff);
-	to->w[3] = from;
-}
-
-static __always_inline bool is_ipv4(const union addr *a)
-{
-	return a->d[0] == 0 && a->w[2] == bpf_htonl(0xffff);
-}
-
-static __always_inline bool same_addr(const union addr *a, const union addr *b)
-{
-	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
-}
 
 /* is_icmp_error: RFC 792 types 3, 11, 12; RFC 4443 types 1 to 4. */
 static __always_inline bool is_icmp_error(__u8 protocol, __u8 type)
@@ -306,12 +288,14 @@ static __always_inline int parse_l4(struct __sk_buff *ctx, struct pkt *pkt)
 
 /* parse reads the packet. Whatever is not IP goes on to the host's stack:
  * the verdict is then TC_ACT_UNSPEC. */
-static __always_inline int parse(struct __sk_buff *ctx, struct pkt *pkt)
+PHASE int parse(struct __sk_buff *ctx, struct pkt *pkt)
 {
 	struct fragment_key frag = {};
 	bool later_fragment = false;
 	int verdict;
 
+	if (!pkt)
+		return TC_ACT_SHOT;
 	if (ctx->protocol == bpf_htons(ETH_P_IP)) {
 		pkt->is_ipv4 = 1;
 		verdict = parse_ipv4(ctx, ETH_HLEN, pkt, &pkt->tuple, &frag, &later_fragment);

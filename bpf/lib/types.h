@@ -200,5 +200,12 @@ enum counter {
 	COUNTERS,
 };
 
-/* A verdict of a phase: a tcx return value, or NEXT to go on. */
+/* Phases are global functions: the verifier checks each once, for any
+ * argument, and not again on every path that leads to it. It then wants to
+ * see every pointer compared with NULL (kernel 6.6 has no arg:nonnull). */
+#define PHASE __attribute__((noinline))
+
+/* A verdict of a phase: a tcx return value, NEXT to go on, or NO_BACKEND for
+ * a packet to be rejected. */
 #define NEXT (-2)
+#define NO_BACKEND (-3)

@@ -16,11 +16,12 @@ import (
 //go:generate go tool bpf2go -cc clang-19 -target bpfel -no-global-types Pod ../../bpf/pod.c -- -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -mcpu=v3
 //go:generate go tool bpf2go -cc clang-19 -target bpfel -no-global-types Host ../../bpf/host.c -- -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -mcpu=v3
 //go:generate go tool bpf2go -cc clang-19 -target bpfel -no-global-types Overlay ../../bpf/overlay.c -- -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -mcpu=v3
+//go:generate go tool bpf2go -cc clang-19 -target bpfel -no-global-types Socket ../../bpf/socket.c -- -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -mcpu=v3
 
 // Digest identifies the compiled programs: 16 hexadecimal digits.
 func Digest() string {
 	h := sha256.New()
-	for _, object := range [][]byte{_PodBytes, _HostBytes, _OverlayBytes} {
+	for _, object := range [][]byte{_PodBytes, _HostBytes, _OverlayBytes, _SocketBytes} {
 		h.Write(object)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])

@@ -37,7 +37,7 @@ type Settings struct {
 
 // objects are the compiled files; every program belongs to exactly one.
 var objects = []func() (*ebpf.CollectionSpec, error){
-	bpfobj.LoadPod, bpfobj.LoadHost, bpfobj.LoadOverlay,
+	bpfobj.LoadPod, bpfobj.LoadHost, bpfobj.LoadOverlay, bpfobj.LoadSocket,
 }
 
 // Loader holds what is loaded. It is not safe for concurrent use.

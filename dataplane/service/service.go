@@ -6,6 +6,7 @@ package service
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -68,4 +69,24 @@ type Frontend struct {
 type Backend struct {
 	Addr netip.Addr
 	Port uint16 // host byte order
+}
+
+// Equal reports whether both are the same frontend with the same behaviour.
+func (f *Frontend) Equal(g *Frontend) bool {
+	return f.Service == g.Service && f.Kind == g.Kind && f.Addr == g.Addr && f.Port == g.Port &&
+		f.Protocol == g.Protocol && f.DropExternal == g.DropExternal && f.KeepSource == g.KeepSource &&
+		f.Affinity == g.Affinity && slices.Equal(f.Internal, g.Internal) &&
+		slices.Equal(f.External, g.External) && slices.Equal(f.SourceRanges, g.SourceRanges)
+}
+
+func equal(a, b []Frontend) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !a[i].Equal(&b[i]) {
+			return false
+		}
+	}
+	return true
 }
