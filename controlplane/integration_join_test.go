@@ -10,7 +10,10 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	"net"
 	"os"
+	"slices"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +23,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
+
+// nodeAddress is the address that the fake node reports.
+const nodeAddress = "192.0.2.11"
 
 // nodeJoinsByToken does what an agent does: with the token of the join file it
 // gets a node certificate, and with that a Node, which is its own and no
@@ -46,6 +52,14 @@ func (c *cluster) nodeJoinsByToken() string {
 	c.eventually("the node has updated its status", func(ctx context.Context) error {
 		return reportReady(ctx, client, name)
 	})
+	c.eventually("the node has its part of the pod addresses", func(ctx context.Context) error {
+		got, err := c.admin.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err == nil && !slices.Equal(got.Spec.PodCIDRs, []string{"10.244.0.0/24"}) {
+			err = fmt.Errorf("it has %v", got.Spec.PodCIDRs)
+		}
+		return err
+	})
+	c.certificate(client, name, certificatesv1.KubeletServingSignerName, certificatesv1.UsageServerAuth)
 	c.eventually("the node is free of the not-ready taint", func(ctx context.Context) error {
 		got, err := c.admin.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err == nil && len(got.Spec.Taints) > 0 {
@@ -61,6 +75,7 @@ func reportReady(ctx context.Context, client kubernetes.Interface, name string) 
 	if err != nil {
 		return err
 	}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: nodeAddress}}
 	node.Status.Conditions = []corev1.NodeCondition{{
 		Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(),
 	}}
@@ -89,28 +104,7 @@ func (c *cluster) nodeClient(name string) kubernetes.Interface {
 	if err != nil {
 		c.Fatal(err)
 	}
-	keyPEM, request := c.certificateRequest(name)
-	requests := newcomer.CertificatesV1().CertificateSigningRequests()
-	csr, err := requests.Create(context.Background(), &certificatesv1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "join-"},
-		Spec: certificatesv1.CertificateSigningRequestSpec{
-			Request:    request,
-			SignerName: certificatesv1.KubeAPIServerClientKubeletSignerName,
-			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth},
-		},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		c.Fatalf("the token may not ask for a certificate: %v", err)
-	}
-	c.eventually("the certificate is approved and signed", func(ctx context.Context) error {
-		got, err := requests.Get(ctx, csr.Name, metav1.GetOptions{})
-		if err == nil && len(got.Status.Certificate) == 0 {
-			err = errors.New("there is no certificate")
-		}
-		csr = got
-		return err
-	})
-	ca.CertData, ca.KeyData = csr.Status.Certificate, keyPEM
+	ca.CertData, ca.KeyData = c.certificate(newcomer, name, certificatesv1.KubeAPIServerClientKubeletSignerName, certificatesv1.UsageClientAuth)
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: join.Server, TLSClientConfig: ca})
 	if err != nil {
 		c.Fatal(err)
@@ -118,7 +112,36 @@ func (c *cluster) nodeClient(name string) kubernetes.Interface {
 	return client
 }
 
-func (c *cluster) certificateRequest(node string) (keyPEM, request []byte) {
+// certificate asks for a node's certificate through client and waits for it.
+func (c *cluster) certificate(client kubernetes.Interface, node, signer string, usage certificatesv1.KeyUsage) (certPEM, keyPEM []byte) {
+	keyPEM, request := c.certificateRequest(node, usage)
+	requests := client.CertificatesV1().CertificateSigningRequests()
+	csr, err := requests.Create(context.Background(), &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "join-"},
+		Spec: certificatesv1.CertificateSigningRequestSpec{
+			Request:    request,
+			SignerName: signer,
+			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, usage},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		c.Fatalf("it may not ask for a certificate of %s: %v", signer, err)
+	}
+	c.eventually("the certificate of "+signer+" is approved and signed", func(ctx context.Context) error {
+		got, err := requests.Get(ctx, csr.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		certPEM = got.Status.Certificate
+		if len(certPEM) == 0 {
+			return fmt.Errorf("there is none, conditions %v", got.Status.Conditions)
+		}
+		return nil
+	})
+	return certPEM, keyPEM
+}
+
+func (c *cluster) certificateRequest(node string, usage certificatesv1.KeyUsage) (keyPEM, request []byte) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		c.Fatal(err)
@@ -127,9 +150,13 @@ func (c *cluster) certificateRequest(node string) (keyPEM, request []byte) {
 	if err != nil {
 		c.Fatal(err)
 	}
-	requestDER, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+	template := &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: "system:node:" + node, Organization: []string{"system:nodes"}},
-	}, key)
+	}
+	if usage == certificatesv1.UsageServerAuth {
+		template.IPAddresses = []net.IP{net.ParseIP(nodeAddress)}
+	}
+	requestDER, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	if err != nil {
 		c.Fatal(err)
 	}

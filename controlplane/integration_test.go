@@ -19,9 +19,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -161,7 +161,7 @@ func TestControlPlane(t *testing.T) {
 	c.namespacesLiveAndDie()
 	c.secretsAreEncrypted()
 	node := c.nodeJoinsByToken()
-	c.podIsScheduledTo(node)
+	pod := c.podIsScheduledTo(node)
 	join, err := os.ReadFile(cfg.JoinFile())
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +169,7 @@ func TestControlPlane(t *testing.T) {
 	c.stopAndWait()
 
 	c = startCluster(t, cfg)
-	c.objectsAreStillThere(node)
+	c.objectsAreStillThere(node, pod)
 	if again, err := os.ReadFile(cfg.JoinFile()); err != nil || !bytes.Equal(join, again) {
 		t.Errorf("the join file changed over a restart, or is gone: %v", err)
 	}
@@ -268,35 +268,53 @@ func (c *cluster) etcdValue(key string) []byte {
 	return resp.Kvs[0].Value
 }
 
-// podIsScheduledTo puts a pod on the only node, a fake that is ready.
-func (c *cluster) podIsScheduledTo(node string) {
-	ctx := context.Background()
-	pod := &corev1.Pod{
+// podIsScheduledTo has a ReplicaSet's pod put on the only node, a fake that is
+// ready.
+func (c *cluster) podIsScheduledTo(node string) (pod corev1.Pod) {
+	app := map[string]string{"app": "kept"}
+	replicas := int32(1)
+	rs := &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{Name: "kept", Namespace: "default"},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{
-			Name:      "app",
-			Image:     "app",
-			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}},
-		}}},
+		Spec: appsv1.ReplicaSetSpec{
+			Replicas: &replicas,
+			Selector: &metav1.LabelSelector{MatchLabels: app},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: app},
+				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}},
+			},
+		},
 	}
-	c.eventually("a pod is accepted", func(ctx context.Context) error {
-		_, err := c.admin.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	if _, err := c.admin.AppsV1().ReplicaSets("default").Create(context.Background(), rs, metav1.CreateOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	c.eventually("the pod of a ReplicaSet is scheduled", func(ctx context.Context) error {
+		var err error
+		pod, err = c.pod(ctx, node)
 		return err
 	})
-	c.eventually("the pod is scheduled", func(context.Context) error {
-		got, err := c.admin.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-		if err == nil && got.Spec.NodeName != node {
-			err = fmt.Errorf("node is %q, conditions %v", got.Spec.NodeName, got.Status.Conditions)
-		}
-		return err
-	})
+	return pod
 }
 
-func (c *cluster) objectsAreStillThere(node string) {
+// pod returns the pod of the ReplicaSet, or an error if it is not on node.
+func (c *cluster) pod(ctx context.Context, node string) (corev1.Pod, error) {
+	pods, err := c.admin.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=kept"})
+	if err != nil {
+		return corev1.Pod{}, err
+	}
+	if len(pods.Items) != 1 {
+		return corev1.Pod{}, fmt.Errorf("there are %d pods", len(pods.Items))
+	}
+	pod := pods.Items[0]
+	if pod.Spec.NodeName != node {
+		return pod, fmt.Errorf("node is %q, conditions %v", pod.Spec.NodeName, pod.Status.Conditions)
+	}
+	return pod, nil
+}
+
+func (c *cluster) objectsAreStillThere(node string, before corev1.Pod) {
 	ctx := context.Background()
-	pod, err := c.admin.CoreV1().Pods("default").Get(ctx, "kept", metav1.GetOptions{})
-	if err != nil || pod.Spec.NodeName != node {
-		c.Errorf("the pod is on node %q, error %v", pod.Spec.NodeName, err)
+	if pod, err := c.pod(ctx, node); err != nil || pod.UID != before.UID {
+		c.Errorf("the pod is %s and was %s, error %v", pod.UID, before.UID, err)
 	}
 	secret, err := c.admin.CoreV1().Secrets("default").Get(ctx, "kept", metav1.GetOptions{})
 	if err != nil || string(secret.Data["key"]) != "plain text" {

@@ -18,9 +18,12 @@ func ownControllers(cfg Config, loopback *rest.Config) func(informers.SharedInfo
 	return func(shared informers.SharedInformerFactory) ([]func(context.Context) error, error) {
 		clients := clientSet{loopback: loopback}
 		runners, err := controllers.New(controllers.Deps{
-			Client:    clients.get,
-			Informers: shared,
-			Log:       cfg.Log,
+			Client:       clients.get,
+			Informers:    shared,
+			PodCIDRs:     cfg.PodCIDRs,
+			NodeMaskIPv4: cfg.NodeMaskIPv4,
+			NodeMaskIPv6: cfg.NodeMaskIPv6,
+			Log:          cfg.Log,
 		})
 		if clients.err != nil {
 			return nil, clients.err
