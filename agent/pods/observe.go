@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -139,10 +140,12 @@ func observe(ctx context.Context, runtime cri.Runtime, uid types.UID, messages m
 
 func (o observed) sort() {
 	slices.SortFunc(o.sandboxes, func(a, b sandbox) int {
-		return b.created.Compare(a.created)
+		return cmp.Or(b.created.Compare(a.created), cmp.Compare(b.attempt, a.attempt))
 	})
 	for _, list := range o.containers {
-		slices.SortFunc(list, func(a, b container) int { return b.created.Compare(a.created) })
+		slices.SortFunc(list, func(a, b container) int {
+			return cmp.Or(b.created.Compare(a.created), cmp.Compare(b.restartCount, a.restartCount))
+		})
 	}
 }
 

@@ -60,6 +60,7 @@ func (w *worker) launch(ctx context.Context, key string, work func(context.Conte
 // finish records how an operation ended.
 func (w *worker) finish(ctx context.Context, key string, op *operation, err error) {
 	w.mu.Lock()
+	before := w.failures[key]
 	if w.ops[key] == op {
 		delete(w.ops, key)
 	}
@@ -68,10 +69,11 @@ func (w *worker) finish(ctx context.Context, key string, op *operation, err erro
 	case err == nil:
 		delete(w.failures, key)
 	case ctx.Err() == nil:
-		w.failures[key] = nextFailure(w.failures[key], err, time.Now())
+		w.failures[key] = nextFailure(before, err, time.Now())
 	}
+	isNews := err != nil && ctx.Err() == nil && w.failures[key].message != before.message
 	w.mu.Unlock()
-	if err != nil && ctx.Err() == nil {
+	if isNews {
 		w.log.Info("operation failed, will be repeated", "operation", key, "err", err)
 	}
 	w.wakeUp()

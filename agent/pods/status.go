@@ -19,9 +19,11 @@ func status(f facts, p plan, nodeIPs []netip.Addr) corev1.PodStatus {
 	old := &f.pod.Status
 	s := *old.DeepCopy()
 	s.ObservedGeneration = f.pod.Generation
-	if f.rejected != nil && !isTerminal(old.Phase) {
+	if f.rejected != nil {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, f.rejected.reason, f.rejected.message
-		return s
+	}
+	if isTerminal(s.Phase) && len(old.ContainerStatuses) == 0 && len(f.observed.containers) == 0 {
+		return s // rejected, now or by an agent before: it never had containers
 	}
 	if s.StartTime == nil {
 		s.StartTime = seconds(f.now)
