@@ -44,8 +44,16 @@ int overlay_egress(struct __sk_buff *ctx)
 	verdict = parse(ctx, &pkt);
 	if (verdict != NEXT)
 		return TC_ACT_SHOT; /* nothing but IP crosses the overlay */
+	if (!node)
+		return drop(DROP_UNKNOWN_PEER);
+	/* Answers of this node's own sockets to what balance() sent them. */
+	if (is_node_addr(node, &pkt.tuple.src)) {
+		verdict = translate(ctx, &pkt);
+		if (verdict != NEXT)
+			return verdict;
+	}
 	to = network_of(&pkt.tuple.dst);
-	if (!node || !to || (to->kind != NETWORK_PEER_POD && to->kind != NETWORK_PEER_NODE))
+	if (!to || (to->kind != NETWORK_PEER_POD && to->kind != NETWORK_PEER_NODE))
 		return drop(DROP_UNKNOWN_PEER);
 	return set_tunnel(ctx, &to->node, node);
 }

@@ -103,3 +103,83 @@ func Say(conn net.Conn, payload string) (string, error) {
 	size, err := conn.Read(answer)
 	return string(answer[:size]), err
 }
+
+// AskFrom is Ask with a source address of the caller's choice.
+func (n *Namespace) AskFrom(source, network, addr, payload string) (answer string, err error) {
+	local := &net.UDPAddr{IP: net.ParseIP(source)}
+	var conn net.Conn
+	err = n.Try(func() (err error) {
+		conn, err = (&net.Dialer{LocalAddr: local}).Dial(network, addr)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	return Say(conn, payload)
+}
+
+// AskUnconnected sends one datagram from an unconnected socket, and returns
+// the answer and where it says it came from.
+func (n *Namespace) AskUnconnected(addr, payload string) (answer, from string, err error) {
+	var conn net.PacketConn
+	err = n.Try(func() (err error) {
+		conn, err = net.ListenPacket("udp4", "0.0.0.0:0")
+		return err
+	})
+	if err != nil {
+		return "", "", err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
+		return "", "", err
+	}
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return "", "", err
+	}
+	if _, err := conn.WriteTo([]byte(payload), net.UDPAddrFromAddrPort(to)); err != nil {
+		return "", "", err
+	}
+	buffer := make([]byte, 64<<10)
+	size, sender, err := conn.ReadFrom(buffer)
+	if err != nil {
+		return "", "", err
+	}
+	return string(buffer[:size]), sender.String(), nil
+}
+
+// Ping sends one ICMP echo request and waits for its reply.
+func (n *Namespace) Ping(addr string) error {
+	var conn net.Conn
+	err := n.Try(func() (err error) {
+		conn, err = net.Dial("ip4:icmp", addr)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
+		return err
+	}
+	// Type 8, code 0, checksum, identifier 0x1234, sequence 1 (RFC 792).
+	request := []byte{8, 0, 0xe5, 0xca, 0x12, 0x34, 0, 1}
+	if _, err := conn.Write(request); err != nil {
+		return err
+	}
+	reply := make([]byte, 1500)
+	for {
+		size, err := conn.Read(reply)
+		if err != nil {
+			return fmt.Errorf("no echo reply: %w", err)
+		}
+		const ipHeader = 20 // raw IPv4 sockets receive it, too (raw(7))
+		if icmp := reply[:size]; size >= ipHeader+8 {
+			icmp = icmp[ipHeader:]
+			if icmp[0] == 0 && icmp[4] == 0x12 && icmp[5] == 0x34 {
+				return nil
+			}
+		}
+	}
+}
