@@ -89,7 +89,7 @@ func failure(ctx context.Context, err error) error {
 	switch {
 	case cause == nil:
 		return err
-	case errors.Is(cause, context.Canceled):
+	case errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
 		return nil
 	}
 	return cause
@@ -193,10 +193,21 @@ func startServer(ctx context.Context, cfg Config, store apiserver.Etcd, fail con
 	ready, cancelReady := context.WithTimeout(ctx, readyTimeout)
 	defer cancelReady()
 	if err := server.WaitReady(ready); err != nil {
+		letStart(ctx, server)
 		stop()
 		return nil, nil, err
 	}
 	return server, stop, nil
+}
+
+// letStart lets a start that is no longer wanted come to its end: upstream ends
+// the whole process when one of its start hooks is interrupted
+// (k8s.io/apiserver/pkg/server/hooks.go).
+func letStart(ctx context.Context, server *apiserver.Server) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	// Whether it succeeds makes no difference: it is stopped next.
+	_ = server.WaitReady(ctx)
 }
 
 // firstObjects brings the objects that every cluster starts with, and then

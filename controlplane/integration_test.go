@@ -108,8 +108,7 @@ func startCluster(t *testing.T, cfg Config) *cluster {
 			return err
 		}
 		c.admin = client
-		_, err = client.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})
-		return err
+		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
 	return c
 }
@@ -167,6 +166,7 @@ func TestControlPlane(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.stopAndWait()
+	stopsWhileStarting(t, cfg)
 
 	c = startCluster(t, cfg)
 	c.objectsAreStillThere(node, pod)
@@ -174,6 +174,14 @@ func TestControlPlane(t *testing.T) {
 		t.Errorf("the join file changed over a restart, or is gone: %v", err)
 	}
 	c.stopAndWait()
+}
+
+func stopsWhileStarting(t *testing.T, cfg Config) {
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	if err := Run(ctx, cfg); err != nil {
+		t.Errorf("Run returned %v after it was asked to stop while starting", err)
+	}
 }
 
 func (c *cluster) anonymousReachesHealthOnly() {
