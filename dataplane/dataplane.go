@@ -12,6 +12,7 @@ import (
 
 	"weft.dev/weft/dataplane/bpfmap"
 	"weft.dev/weft/dataplane/bpfobj"
+	"weft.dev/weft/dataplane/conntrack"
 	"weft.dev/weft/dataplane/loader"
 	"weft.dev/weft/dataplane/pod"
 	"weft.dev/weft/dataplane/rtnl"
@@ -38,6 +39,7 @@ type Dataplane struct {
 	networks  *bpfmap.Map[bpfobj.MapsNetworkKey, bpfobj.MapsNetwork]
 	endpoints *bpfmap.Map[bpfobj.MapsAddr, bpfobj.MapsEndpoint]
 	services  *service.Table
+	flows     *conntrack.Table
 	mapWrites int
 
 	// pods are the devices made or checked by this process, by host device.
@@ -46,6 +48,10 @@ type Dataplane struct {
 	routes []rtnl.Route
 	// current says that all links run this build's programs.
 	current bool
+
+	// stop ends the expiry of flows, expired tells when it has ended.
+	stop    context.CancelFunc
+	expired chan struct{}
 }
 
 // device is a pod's veth pair as it was when last looked at.
@@ -56,7 +62,8 @@ type device struct {
 }
 
 // Open takes over what an earlier process left below cfg.PinDir and loads
-// what is missing. It attaches nothing: the first Apply does. Close it.
+// what is missing. It attaches nothing: the first Apply does. From then on it
+// expires tracked flows, until Close.
 func Open(ctx context.Context, cfg Config) (*Dataplane, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -77,9 +84,11 @@ func Open(ctx context.Context, cfg Config) (*Dataplane, error) {
 		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
 	if err := d.readMaps(); err != nil {
-		d.Close()
-		return nil, fmt.Errorf("open dataplane: %w", err)
+		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), d.closeHandles())
 	}
+	ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
+	d.expired = make(chan struct{})
+	go d.expireUntil(ctx)
 	return d, nil
 }
 
@@ -111,6 +120,7 @@ func (d *Dataplane) readMaps() error {
 	d.node, errs[0] = bpfmap.Open[uint32, bpfobj.MapsNode]("nodes", d.loader.Map("nodes"))
 	d.networks, errs[1] = bpfmap.Open[bpfobj.MapsNetworkKey, bpfobj.MapsNetwork]("networks", d.loader.Map("networks"))
 	d.endpoints, errs[2] = bpfmap.Open[bpfobj.MapsAddr, bpfobj.MapsEndpoint]("endpoints", d.loader.Map("endpoints"))
+	d.flows = conntrack.New(d.loader.Map("flows"))
 	d.services, errs[3] = service.Open(d.loader.Map)
 	return errors.Join(errs[:]...)
 }
@@ -127,8 +137,14 @@ func (d *Dataplane) Writes() int {
 // Close gives up the handles of this process. Everything in the kernel stays
 // and goes on working.
 func (d *Dataplane) Close() error {
+	d.stop()
+	<-d.expired
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.closeHandles()
+}
+
+func (d *Dataplane) closeHandles() error {
 	d.net.Close()
 	return d.loader.Close()
 }

@@ -185,9 +185,3 @@ func TestSecondApplyOfTheSameStateWritesNothing(t *testing.T) {
 		t.Errorf("Open and Apply after a restart made %d writes", got)
 	}
 }
-
-func TestRemoveLeavesNothing(t *testing.T) {
-	c := newCluster(t, VXLAN)
-	c.a.Do(func() error { return Remove(c.a.cfg) })
-	c.a.Do(func() error { return Remove(c.a.cfg) })
-}
