@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
+	"weft.dev/weft/controlplane/controllers/deployment"
 	"weft.dev/weft/controlplane/controllers/endpointslice"
 	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
@@ -57,6 +58,7 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 	}{
 		{"replicaset-controller", runner(replicaset.New)},
 		{"replication-controller", runner(replicaset.NewReplication)},
+		{"deployment-controller", runner(deployment.New)},
 		{"endpointslice-controller", runner(endpointslice.New)},
 		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
 		{"serving-certificate-controller", runner(servingcsr.New)},

@@ -42,6 +42,8 @@ type Cluster struct {
 
 	// Refuse, if set, is asked before every write; an error is the answer.
 	Refuse func(kubetesting.Action) error
+	// Broken is the image of pods that never become ready.
+	Broken string
 
 	mu        sync.Mutex
 	version   int64

@@ -38,7 +38,8 @@ func (c *Cluster) runPod(pod *corev1.Pod, ready time.Duration) {
 		}
 	})
 	c.SetPhase(pod, corev1.PodRunning)
-	if ready >= 0 && c.wait(ready) {
+	broken := c.Broken != "" && len(pod.Spec.Containers) > 0 && pod.Spec.Containers[0].Image == c.Broken
+	if !broken && ready >= 0 && c.wait(ready) {
 		c.SetReady(pod, true)
 	}
 }
