@@ -103,6 +103,9 @@ func (d *Dataplane) ensureDevices(node Node) (nodeDevices, error) {
 	if err != nil {
 		return nodeDevices{}, err
 	}
+	if kind := uplink.Attrs().EncapType; kind != "ether" {
+		return nodeDevices{}, fmt.Errorf("uplink %s is of type %s: the programs read Ethernet headers", uplink.Attrs().Name, kind)
+	}
 	devices := nodeDevices{uplink: uplink.Attrs().Index, podMTU: uplink.Attrs().MTU}
 	if err := d.forward(uplink.Attrs().Name); err != nil {
 		return nodeDevices{}, err

@@ -20,7 +20,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 2097152);
+	__uint(max_entries, 1048576);
 	__type(key, struct backend_key);
 	__type(value, struct backend);
 } backends SEC(".maps");
