@@ -13,6 +13,7 @@ import (
 
 	"weft.dev/weft/controlplane/controllers/deployment"
 	"weft.dev/weft/controlplane/controllers/endpointslice"
+	"weft.dev/weft/controlplane/controllers/ingressaccess"
 	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
 	"weft.dev/weft/controlplane/controllers/servingcsr"
@@ -62,6 +63,7 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"endpointslice-controller", runner(endpointslice.New)},
 		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
 		{"serving-certificate-controller", runner(servingcsr.New)},
+		{"ingress-access-controller", runner(ingressaccess.New)},
 	}
 	var runners []reconcile.Runner
 	for _, b := range builders {

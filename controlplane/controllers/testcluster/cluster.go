@@ -211,12 +211,11 @@ func (c *Cluster) write(action kubetesting.Action, stored runtime.Object, stored
 	m.SetResourceVersion(storedMeta.GetResourceVersion())
 	m.SetGeneration(storedMeta.GetGeneration())
 	if action.GetSubresource() != "" { // status, approval
-		labels := m.GetAnnotations() // the API server lets status updates change annotations
 		setField(object, stored, "Spec")
-		m.SetAnnotations(labels)
 	} else {
 		setField(object, stored, "Status")
-		if !equality.Semantic.DeepEqual(field(object, "Spec"), field(stored, "Spec")) {
+		// Kinds without a spec count every change, as EndpointSlice does.
+		if s := field(object, "Spec"); s == nil && !equality.Semantic.DeepEqual(object, stored) || !equality.Semantic.DeepEqual(s, field(stored, "Spec")) {
 			m.SetGeneration(storedMeta.GetGeneration() + 1)
 		}
 	}
