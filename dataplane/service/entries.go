@@ -144,7 +144,7 @@ func Compute(frontends []Frontend, ids *IDs) (Entries, []error) {
 func (f Frontend) validate() error {
 	switch {
 	case !f.Addr.IsValid():
-		return fmt.Errorf("Addr is not an address")
+		return fmt.Errorf("its address is not valid")
 	case len(f.Internal) > MaxBackends || len(f.External) > MaxBackends:
 		return fmt.Errorf("more than %d backends", MaxBackends)
 	}
