@@ -132,22 +132,41 @@ func nodeObject(podCIDRs ...string) *corev1.Node {
 	}
 }
 
-// start runs a node on dir with the objects, until the test or stop ends it.
-func start(t *testing.T, dir string, k *kernel, objects ...runtime.Object) *node {
+// create makes a node on dir that does not run yet.
+func create(t *testing.T, dir string, plane applier, d devices, objects ...runtime.Object) (*Network, *fake.Clientset, informers.SharedInformerFactory) {
 	t.Helper()
 	client := fake.NewClientset(objects...)
 	factory := informers.NewSharedInformerFactory(client, 0)
 	n, err := New(Config{
-		Settings:  desired.Settings{NodeName: "a", ClusterDNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, DNSPort: 10053},
+		Settings: desired.Settings{
+			NodeName: "a", ClusterDNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, DNSPort: 10053,
+			ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},
+			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+		},
 		Cluster:   factory,
-		Dataplane: k,
+		Dataplane: plane,
 		StateDir:  dir, SocketPath: filepath.Join(dir, "cni.sock"), DelDir: filepath.Join(dir, "del"),
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.devices = fakeDevices{k}
+	n.devices = d
+	return n, client, factory
+}
+
+// start runs a node with a fake kernel on dir, until the test or stop ends it.
+func start(t *testing.T, dir string, k *kernel, objects ...runtime.Object) *node {
+	t.Helper()
+	n := startOn(t, dir, k, fakeDevices{k}, objects...)
+	n.kernel = k
+	return n
+}
+
+// startOn is start on any dataplane.
+func startOn(t *testing.T, dir string, plane applier, d devices, objects ...runtime.Object) *node {
+	t.Helper()
+	n, client, factory := create(t, dir, plane, d, objects...)
 	ctx, cancel := context.WithCancel(context.Background())
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
@@ -164,7 +183,7 @@ func start(t *testing.T, dir string, k *kernel, objects ...runtime.Object) *node
 		})
 	}
 	t.Cleanup(stop)
-	return &node{Network: n, kernel: k, client: client, dir: dir, stop: stop}
+	return &node{Network: n, client: client, dir: dir, stop: stop}
 }
 
 func newKernel() *kernel { return &kernel{changed: make(chan struct{}, 1)} }
