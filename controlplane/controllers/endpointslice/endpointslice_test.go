@@ -28,6 +28,9 @@ func inWorld(t *testing.T, test func(w world)) {
 			t.Fatal(err)
 		}
 		w.Run(c)
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
+		testcluster.Must[*corev1.Node](t)(w.Client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}))
+		w.Pass(time.Second)
 		test(w)
 	})
 }
