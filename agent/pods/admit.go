@@ -37,6 +37,9 @@ func (m *Manager) admit(pod *corev1.Pod, started bool) *rejection {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !started {
+		if r := unsupported(pod); r != nil {
+			return r
+		}
 		// Without its Node object the agent cannot judge; the scheduler did.
 		if self, err := m.nodes.Get(m.cfg.NodeName); err == nil {
 			if r := fits(pod, self, m.admitted, m.cfg.MaxPods); r != nil {

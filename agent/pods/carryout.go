@@ -59,7 +59,7 @@ func (w *worker) mount(ctx context.Context, pod *corev1.Pod) error {
 	}
 	if _, err := w.m.cfg.Volumes.Mount(ctx, pod); err != nil {
 		if ctx.Err() == nil {
-			w.warn(pod, nil, eventFailedMount, err.Error())
+			w.warnMounts(pod, err)
 		}
 		return failed(reasonContainerCreating, err)
 	}
@@ -67,6 +67,17 @@ func (w *worker) mount(ctx context.Context, pod *corev1.Pod) error {
 	w.mounted = true
 	w.mu.Unlock()
 	return nil
+}
+
+// warnMounts reports each volume that failed.
+func (w *worker) warnMounts(pod *corev1.Pod, err error) {
+	errs := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		errs = joined.Unwrap()
+	}
+	for _, err := range errs {
+		w.warn(pod, nil, eventFailedMount, err.Error())
+	}
 }
 
 // startSandbox stops what is left of earlier sandboxes and makes a new one.

@@ -115,8 +115,6 @@ func (e environment) value(ctx context.Context, pod *corev1.Pod, c *corev1.Conta
 		}
 		data, found := object.Data[ref.Key]
 		return keyed(string(data), found, ref.Optional, ref.Key, "Secret", pod.Namespace, ref.Name)
-	case from.FileKeyRef != nil:
-		return "", false, fmt.Errorf("env.valueFrom.fileKeyRef is not supported by this node")
 	}
 	return "", false, nil
 }

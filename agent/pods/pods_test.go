@@ -384,6 +384,8 @@ func TestPodRunsOutOfTime(t *testing.T) {
 func TestPodThatDoesNotFitIsRejected(t *testing.T) {
 	for name, test := range map[string]struct{ pod, want string }{
 		"too much CPU":   {"spec: {containers: [{name: app, resources: {requests: {cpu: 3}}}]}", "Failed OutOfcpu []"},
+		"unsafe sysctl":  {"spec: {securityContext: {sysctls: [{name: kernel.msgmax, value: \"1\"}]}, containers: [{name: app}]}", "Failed SysctlForbidden []"},
+		"user namespace": {"spec: {hostUsers: false, containers: [{name: app}]}", "Failed PodFeatureUnsupported []"},
 		"wrong selector": {"spec: {nodeSelector: {disk: ssd}, containers: [{name: app}]}", "Failed NodeAffinity []"},
 	} {
 		t.Run(name, func(t *testing.T) {

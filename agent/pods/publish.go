@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -19,17 +20,26 @@ const (
 	opDelete = "delete"
 )
 
+// rewriteDelay is the least time between two writes of the same status, which
+// are due when somebody else has changed it, or the API server drops a field.
+const rewriteDelay = 5 * time.Second
+
 // publish writes the pod's status to the API if it differs and, once it is
 // final, deletes a pod that is to be deleted.
-func (w *worker) publish(ctx context.Context, f facts, p plan, s corev1.PodStatus) {
-	if f.gone || !f.may(&p, opStatus) {
+func (w *worker) publish(ctx context.Context, f facts, p *plan, s corev1.PodStatus) {
+	if f.gone || !f.may(p, opStatus) {
 		return
 	}
 	if !apiequality.Semantic.DeepEqual(f.pod.Status, s) {
+		if left := w.writtenAt.Add(rewriteDelay).Sub(f.now); left > 0 && apiequality.Semantic.DeepEqual(w.written, s) {
+			p.lookAgain(left)
+			return
+		}
+		w.written, w.writtenAt = s, f.now
 		w.begin(ctx, opStatus, func(ctx context.Context) error { return w.patchStatus(ctx, f.pod, s) })
 		return
 	}
-	if f.pod.DeletionTimestamp != nil && f.tornDown && f.may(&p, opDelete) && !w.deletedFor(f.pod) {
+	if f.pod.DeletionTimestamp != nil && f.tornDown && f.may(p, opDelete) && !w.deletedFor(f.pod) {
 		w.begin(ctx, opDelete, func(ctx context.Context) error { return w.deletePod(ctx, f.pod) })
 	}
 }

@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -45,6 +46,8 @@ type worker struct {
 	rejected  *rejection
 	messages  map[string]string
 	announced map[string]waiting
+	written   corev1.PodStatus // the last one sent to the API, at writtenAt
+	writtenAt time.Time
 }
 
 func newWorker(m *Manager, pod *corev1.Pod) *worker {
@@ -169,7 +172,7 @@ func (w *worker) pass(ctx context.Context) time.Duration {
 	w.syncProbes(f)
 	w.announce(f, p)
 	w.carryOut(ctx, f, p)
-	w.publish(ctx, f, p, s)
+	w.publish(ctx, f, &p, s)
 	return p.again
 }
 
@@ -186,6 +189,7 @@ func (w *worker) read(ctx context.Context) (facts, error) {
 		}
 		w.mu.Lock()
 		w.observed = o
+		w.forgetRemoved()
 		w.mu.Unlock()
 	}
 	w.mu.Lock()
@@ -206,6 +210,19 @@ func (w *worker) read(ctx context.Context) (facts, error) {
 		f.restart[id] = true
 	}
 	return f, nil
+}
+
+// forgetRemoved drops what is remembered of containers that no longer exist;
+// w.mu is held.
+func (w *worker) forgetRemoved() {
+	exists := map[string]bool{}
+	for _, list := range w.observed.containers {
+		for _, c := range list {
+			exists[c.id] = true
+		}
+	}
+	maps.DeleteFunc(w.restart, func(id string, _ bool) bool { return !exists[id] })
+	maps.DeleteFunc(w.messages, func(id, _ string) bool { return !exists[id] })
 }
 
 // syncProbes checks what runs.
