@@ -140,10 +140,23 @@ func (r *rollout) roll() {
 	limits := limitsOf(r.d)
 	if have, want := *r.newest.Spec.Replicas, *r.d.Spec.Replicas; have > want {
 		r.resize(r.newest, want)
-	} else if room := want + limits.surge - size(r.all()); have < want && room > 0 {
-		r.resize(r.newest, min(want, have+room))
+	} else {
+		r.resize(r.newest, min(want, have+r.room(limits)))
 	}
 	r.shrinkOld(limits)
+}
+
+// room is how many pods may be added. There is none while a set still has
+// pods that it was told to end: together with new ones they could be more than
+// maxSurge allows, and a set that grows again before its last report came
+// would seem to have pods that are gone.
+func (r *rollout) room(limits limits) int32 {
+	for _, set := range r.all() {
+		if set != r.plan.Create && (set.Status.ObservedGeneration < set.Generation || set.Status.Replicas > *set.Spec.Replicas) {
+			return 0 // its next status queues the Deployment
+		}
+	}
+	return max(*r.d.Spec.Replicas+limits.surge-size(r.all()), 0)
 }
 
 // shrinkOld takes pods from the old sets: first those that are not available

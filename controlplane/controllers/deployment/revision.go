@@ -77,7 +77,7 @@ func (r *rollout) createSet() {
 
 	n := *d.Spec.Replicas
 	if d.Spec.Strategy.Type == appsv1.RollingUpdateDeploymentStrategyType {
-		n = max(min(n, n+limitsOf(d).surge-size(r.old)), 0)
+		n = min(n, r.room(limitsOf(d)))
 	}
 	r.newest = &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{
