@@ -305,6 +305,12 @@ type fakeVolumes struct {
 	fail    error
 }
 
+func (v *fakeVolumes) failWith(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fail = err
+}
+
 func (v *fakeVolumes) Mount(_ context.Context, pod *corev1.Pod) (map[string]volumes.Mount, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -361,11 +361,11 @@ func TestContainerStartsAtOnceWhenItsConfigMapAppears(t *testing.T) {
 
 func TestFailedMountIsReportedAndRepeated(t *testing.T) {
 	inCluster(t, func(t *testing.T, c *cluster) {
-		c.volumes.fail = errors.New(`MountVolume.SetUp failed for volume "v": secret "s" not found`)
+		c.volumes.failWith(errors.New(`MountVolume.SetUp failed for volume "v": secret "s" not found`))
 		c.apply(plainPod)
 		c.wantStatus("Pending [Initialized]\napp: waiting ContainerCreating")
 		c.wantEvent(`Warning FailedMount MountVolume.SetUp failed for volume "v"`)
-		c.volumes.fail = nil
+		c.volumes.failWith(nil)
 		sleep(10 * time.Second)
 		c.wantStatus("Running [ContainersReady Initialized PodReadyToStartContainers Ready]\napp: running, ready")
 	})
