@@ -23,41 +23,65 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// load sends requests from several clients until stop, which returns how
-// many there were and the first that failed.
-func load(t *testing.T, newRequest func() *http.Request) (stop func() (int, error)) {
+// traffic is constant requests from several clients.
+type traffic struct {
+	cancel  context.CancelFunc
+	clients sync.WaitGroup
+	count   atomic.Int64
+	failure atomic.Pointer[error]
+	ticks   chan struct{}
+}
+
+func load(t *testing.T, newRequest func() *http.Request) *traffic {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	var clients sync.WaitGroup
-	var count atomic.Int64
-	var failure atomic.Pointer[error]
+	l := &traffic{cancel: cancel, ticks: make(chan struct{})}
 	for range 4 {
-		clients.Go(func() {
+		l.clients.Go(func() {
 			client := &http.Client{Transport: &http.Transport{}}
 			defer client.CloseIdleConnections()
 			for ctx.Err() == nil {
-				response, err := client.Do(newRequest())
-				if err == nil {
-					_, err = io.Copy(io.Discard, response.Body)
-					response.Body.Close()
-					if response.StatusCode != http.StatusOK {
-						err = fmt.Errorf("status %s", response.Status)
-					}
+				if err := once(client, newRequest()); err != nil {
+					l.failure.CompareAndSwap(nil, &err)
 				}
-				count.Add(1)
-				if err != nil {
-					failure.CompareAndSwap(nil, &err)
+				l.count.Add(1)
+				select {
+				case l.ticks <- struct{}{}:
+				default:
 				}
 			}
 		})
 	}
-	return func() (int, error) {
-		cancel()
-		clients.Wait()
-		if err := failure.Load(); err != nil {
-			return int(count.Load()), *err
-		}
-		return int(count.Load()), nil
+	return l
+}
+
+func once(client *http.Client, request *http.Request) error {
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %s", response.Status)
+	}
+	_, err = io.Copy(io.Discard, response.Body)
+	return err
+}
+
+// goOn returns after some more requests.
+func (l *traffic) goOn() {
+	for range 8 {
+		<-l.ticks
+	}
+}
+
+// end stops the clients and fails the test if one request has failed.
+func (l *traffic) end(t *testing.T) {
+	t.Helper()
+	l.cancel()
+	l.clients.Wait()
+	if err := l.failure.Load(); err != nil {
+		t.Errorf("of %d requests one failed: %v", l.count.Load(), *err)
 	}
 }
 
@@ -72,14 +96,13 @@ func (b *bench) newGet() *http.Request {
 func TestChangesUnderLoadLoseNoRequest(t *testing.T) {
 	one, two := backend(t, "one"), backend(t, "two")
 	b := newBench(t, PlainHTTP, endpointOf(one))
-	stop := load(t, b.newGet)
+	clients := load(t, b.newGet)
 	for i := range 50 {
+		clients.goOn()
 		b.withEndpoints([]string{endpointOf(one), endpointOf(two)}[i%2])
 		b.withHosts(Host{Pattern: fmt.Sprintf("h%d.test", i)}, b.config.Listeners[0].Hosts[len(b.config.Listeners[0].Hosts)-1])
 	}
-	if n, err := stop(); err != nil || n == 0 {
-		t.Errorf("of %d requests one failed: %v", n, err)
-	}
+	clients.end(t)
 }
 
 // TestEndpointsThatVanishUnderLoadLoseNoRequest replaces endpoints as a
@@ -89,18 +112,18 @@ func TestEndpointsThatVanishUnderLoadLoseNoRequest(t *testing.T) {
 	stable := backend(t, "stable")
 	old := backend(t, "old")
 	b := newBench(t, PlainHTTP, endpointOf(stable), endpointOf(old))
-	stop := load(t, b.newGet)
+	clients := load(t, b.newGet)
 	for range 15 {
 		next := backend(t, "next")
+		clients.goOn()
 		old.Listener.Close()
 		old.CloseClientConnections()
+		clients.goOn()
 		b.withEndpoints(endpointOf(stable), endpointOf(old), endpointOf(next))
 		b.withEndpoints(endpointOf(stable), endpointOf(next))
 		old = next
 	}
-	if n, err := stop(); err != nil || n == 0 {
-		t.Errorf("of %d requests one failed: %v", n, err)
-	}
+	clients.end(t)
 }
 
 func TestRequestsThatMayHaveBeenActedUponAreNotRepeated(t *testing.T) {
