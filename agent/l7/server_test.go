@@ -64,7 +64,7 @@ func (b *bench) apply() {
 	}
 }
 
-// withRoutes replaces the routes of every host on both listeners.
+// withHosts replaces the hosts of both listeners.
 func (b *bench) withHosts(hosts ...Host) {
 	b.config.Listeners = append([]Listener(nil), b.config.Listeners...)
 	for i := range b.config.Listeners {
@@ -80,7 +80,7 @@ func (b *bench) withEndpoints(endpoints ...string) {
 	b.apply()
 }
 
-// selfSigned answers for every name with a certificate for name.example.com.
+// selfSigned makes a certificate for whatever name the Config uses.
 type selfSigned struct{}
 
 func (selfSigned) Certificate(name string, _ *tls.ClientHelloInfo) (*tls.Certificate, error) {
