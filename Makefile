@@ -9,10 +9,14 @@ NODES   ?= 2
 BIN     := $(CURDIR)/bin
 CLANG   ?= clang-19
 
+# The Kubernetes version that is linked, as the API server reports it.
+KUBERNETES := -X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 \
+	-X k8s.io/component-base/version.gitMinor=37 -X k8s.io/client-go/pkg/version.gitVersion=v1.37.2
+
 # Static programs: no cgo, no debug information. Tests are built alike, so that
 # one build cache serves both.
 export CGO_ENABLED := 0
-GOBUILD := go build -ldflags "-s -w -X main.version=$(VERSION)"
+GOBUILD := go build -ldflags "-s -w -X main.version=$(VERSION) $(KUBERNETES)"
 
 .PHONY: help
 help: ## list the targets

@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"weft.dev/weft/agent/cri"
+	"weft.dev/weft/agent/desired"
+	"weft.dev/weft/agent/dns"
+	"weft.dev/weft/agent/ingress"
+	"weft.dev/weft/agent/network"
+	"weft.dev/weft/agent/node"
+	"weft.dev/weft/agent/pods"
+	"weft.dev/weft/agent/probes"
+	"weft.dev/weft/agent/volumes"
+	"weft.dev/weft/controlplane/api"
+	"weft.dev/weft/dataplane"
+)
+
+// parts is what components are made of.
+type parts struct {
+	cfg            Config
+	settings       desired.Settings
+	client         kubernetes.Interface
+	runtime        *cri.Client
+	kernel         *dataplane.Dataplane
+	cluster, local informers.SharedInformerFactory
+	recorder       record.EventRecorder
+}
+
+// assemble makes every component of a node; none runs yet.
+func assemble(cfg Config, settings desired.Settings, client kubernetes.Interface, runtime *cri.Client, kernel *dataplane.Dataplane) (components, error) {
+	events := record.NewBroadcaster()
+	p := parts{
+		cfg: cfg, settings: settings, client: client, runtime: runtime, kernel: kernel,
+		cluster: informers.NewSharedInformerFactory(client, 0),
+		local: informers.NewSharedInformerFactoryWithOptions(client, 0,
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+				o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", cfg.NodeName).String()
+			})),
+		recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft", Host: cfg.NodeName}),
+	}
+	all, err := p.network()
+	if err != nil {
+		return nil, err
+	}
+	podSide, err := p.pods()
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, podSide...)
+	return append(all, component{"informers", func(ctx context.Context) error {
+		events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+		defer events.Shutdown()
+		p.cluster.Start(ctx.Done())
+		p.local.Start(ctx.Done())
+		<-ctx.Done()
+		p.cluster.Shutdown()
+		p.local.Shutdown()
+		return nil
+	}}), nil
+}
+
+// network makes the components that every installation has.
+func (p parts) network() (components, error) {
+	network, err1 := network.New(network.Config{
+		Settings: p.settings, Cluster: p.cluster, Dataplane: p.kernel,
+		StateDir: p.cfg.StateDir, SocketPath: p.cfg.cniSocket(), DelDir: p.cfg.delDir(),
+	})
+	var listen []netip.AddrPort
+	for _, addr := range p.settings.NodeAddresses {
+		listen = append(listen, netip.AddrPortFrom(addr, api.DNSPort))
+	}
+	dns, err2 := dns.New(dns.Config{
+		Cluster: p.cluster, Listen: listen, Domain: p.cfg.ClusterDomain, ClusterDNS: p.settings.ClusterDNS,
+		Prefixes:   append(p.settings.ClusterCIDRs, p.settings.ServiceCIDRs...),
+		ResolvConf: p.cfg.ResolvConf,
+	})
+	ingress, err3 := ingress.New(ingress.Config{NodeName: p.cfg.NodeName, Client: p.client, Cluster: p.cluster})
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, err
+	}
+	return components{{"network", network.Run}, {"dns", dns.Run}, {"ingress", ingress.Run}}, nil
+}
+
+// pods makes the components of a cluster of Weft's own: what kubelet does
+// elsewhere.
+func (p parts) pods() (components, error) {
+	var manager *pods.Manager // wakes workers; set before anything runs
+	node, err1 := node.New(node.Config{
+		NodeName: p.cfg.NodeName, Addresses: p.settings.NodeAddresses, Labels: p.cfg.Labels,
+		Port: api.KubeletPort, MaxPods: int64(p.cfg.MaxPods), StateDir: p.cfg.StateDir, Version: p.cfg.Version,
+		Client: p.client, Cluster: p.cluster, Runtime: p.runtime.RuntimeService(), Images: p.runtime.ImageService(),
+	})
+	objects, err2 := volumes.NewObjects(volumes.ObjectsConfig{
+		Client:  p.client,
+		Changed: func(uid types.UID) { manager.ObjectsChanged(uid) },
+	})
+	nodes := p.cluster.Core().V1().Nodes().Lister()
+	mounts, err3 := volumes.New(volumes.Config{
+		NodeName: p.cfg.NodeName, KubeletDir: p.cfg.kubeletDir(), Client: p.client, Objects: objects,
+		Allocatable: func() corev1.ResourceList {
+			self, err := nodes.Get(p.cfg.NodeName)
+			if err != nil {
+				return nil
+			}
+			return self.Status.Allocatable
+		},
+		Pods: p.local.Core().V1().Pods().Informer(),
+	})
+	prober, err4 := probes.New(probes.Config{
+		Exec:    p.runtime.ExecSync,
+		Changed: func(uid types.UID) { manager.Changed(uid) },
+		Event: func(pod *corev1.Pod, container, eventType, reason, message string) {
+			manager.Event(pod, container, eventType, reason, message)
+		},
+	})
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return nil, err
+	}
+	manager, err := pods.New(pods.Config{
+		NodeName: p.cfg.NodeName, NodeIPs: p.settings.NodeAddresses, Client: p.client,
+		Local: p.local, Cluster: p.cluster, Runtime: p.runtime, Images: p.runtime,
+		Volumes: mounts, Objects: objects, Prober: prober,
+		KubeletDir: p.cfg.kubeletDir(), LogDir: p.cfg.logDir(), CgroupParent: p.cfg.Cgroup,
+		ClusterDNS: p.settings.ClusterDNS, ClusterDomain: p.cfg.ClusterDomain, ResolvConf: p.cfg.ResolvConf,
+		Recorder: p.recorder, Log: slog.Default(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return components{
+		{"node", node.Run}, {"objects", objects.Run}, {"volumes", mounts.Run}, {"pods", manager.Run},
+	}, nil
+}

@@ -1,0 +1,49 @@
+package localcluster
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"weft.dev/weft/agent/cri"
+)
+
+// LoadImage imports an archive into every node and returns the names of its
+// images. The archive may be a pipe: it is read once.
+func (c *Cluster) LoadImage(ctx context.Context, archive string) ([]string, error) {
+	content, err := os.ReadFile(archive)
+	if err != nil {
+		return nil, err
+	}
+	var images []string
+	group, ctx := errgroup.WithContext(ctx)
+	for _, node := range c.AllNodes() {
+		group.Go(func() error {
+			names, err := importImages(ctx, node, bytes.NewReader(content))
+			if err != nil {
+				return fmt.Errorf("%s: %w", node.Name, err)
+			}
+			if node.index == 1 {
+				images = names
+			}
+			return nil
+		})
+	}
+	return images, group.Wait()
+}
+
+func importImages(ctx context.Context, n Node, archive io.Reader) ([]string, error) {
+	socket := n.containerd("/").Socket()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return cri.ImportImages(ctx, conn, archive)
+}
