@@ -161,7 +161,7 @@ func nodeInfo(f Facts, runtimeVersion string) corev1.NodeSystemInfo {
 		OperatingSystem: runtime.GOOS,
 		Architecture:    f.Machine.Architecture,
 		KubeletVersion:  kubernetesVersion + "+weft" + versionSuffix(f.Config.Version),
-		Swap:            &corev1.NodeSwapStatus{Capacity: &f.Machine.SwapBytes},
+		Swap:            swap(f.Machine.SwapBytes),
 	}
 	info.ContainerRuntimeVersion = runtimeVersion
 	if f.Runtime.Name != "" {
@@ -291,4 +291,12 @@ func labelPatch(have, want map[string]string) []byte {
 		return nil // strings always encode
 	}
 	return patch
+}
+
+// swap reports swap space; the API refuses a capacity of 0.
+func swap(bytes int64) *corev1.NodeSwapStatus {
+	if bytes <= 0 {
+		return nil
+	}
+	return &corev1.NodeSwapStatus{Capacity: &bytes}
 }
