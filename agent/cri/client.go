@@ -10,7 +10,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -24,6 +26,8 @@ const (
 	maxMessage = 16 << 20
 	// resubscribeDelay is the pause before a broken event stream is reopened.
 	resubscribeDelay = 100 * time.Millisecond
+	// initDelay is the pause between calls while the runtime initializes.
+	initDelay = 20 * time.Millisecond
 )
 
 // Client is a connection to a runtime. It implements Runtime and Images.
@@ -49,6 +53,7 @@ func Dial(path string, log *slog.Logger) (*Client, error) {
 	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(path, "unix://"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 5 * time.Second}),
+		grpc.WithUnaryInterceptor(waitForInit),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true),
 			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
 	if err != nil {
@@ -60,6 +65,22 @@ func Dial(path string, log *slog.Logger) (*Client, error) {
 		images:  runtimeapi.NewImageServiceClient(conn),
 		log:     log,
 	}, nil
+}
+
+// waitForInit repeats calls that containerd refuses because its CRI plugin is
+// still starting; such calls have done nothing.
+func waitForInit(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	for {
+		err := invoke(ctx, method, req, reply, conn, opts...)
+		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "not initialized yet") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(initDelay):
+		}
+	}
 }
 
 // Close ends the connection. Containers are not affected.
