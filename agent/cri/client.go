@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,6 +27,8 @@ const (
 	maxMessage = 16 << 20
 	// resubscribeDelay is the pause before a broken event stream is reopened.
 	resubscribeDelay = 100 * time.Millisecond
+	// subscribed is how long it takes a runtime, at most, to subscribe us.
+	subscribed = time.Second
 	// initDelay is the pause between calls while the runtime initializes.
 	initDelay = 20 * time.Millisecond
 )
@@ -262,15 +265,23 @@ func (c *Client) watchOnce(ctx context.Context, handle func(Event)) error {
 	if err != nil {
 		return err
 	}
-	// The runtime answers headers when the subscription stands only with the
-	// first event, so the pass over everything comes after the request.
-	handle(Event{Resync: true})
+	// The runtime does not say when the subscription stands. So everything is
+	// looked at now, and once more when it surely does.
+	var mu sync.Mutex
+	deliver := func(e Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		handle(e)
+	}
+	deliver(Event{Resync: true})
+	surely := time.AfterFunc(subscribed, func() { deliver(Event{Resync: true}) })
+	defer surely.Stop()
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		handle(Event{
+		deliver(Event{
 			PodUID:      types.UID(resp.GetPodSandboxStatus().GetMetadata().GetUid()),
 			ContainerID: resp.ContainerId,
 			Type:        resp.ContainerEventType,
