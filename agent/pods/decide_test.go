@@ -177,10 +177,15 @@ spec:
 			"ending, tear down"},
 		"a pod the API forgot is erased": {situation{pod: plainPod, containers: []container{exited("app", 0, 0)}, change: func(f *facts) {
 			f.gone, f.tornDown = true, true
+			f.observed.sandboxes[0].ready = false
 		}}, "ending, erase"},
 		"a pod that finished stays for its logs": {situation{pod: never, containers: []container{exited("app", 0, 0)}, change: func(f *facts) {
 			f.tornDown, f.pod.Status.Phase = true, corev1.PodSucceeded
+			f.observed.sandboxes[0].ready = false
 		}}, "ending"},
+		"a sandbox that came late is torn down, too": {situation{pod: plainPod, change: func(f *facts) {
+			f.gone, f.tornDown = true, true
+		}}, "ending, tear down"},
 		"a deadline is a timer": {situation{pod: "spec: {activeDeadlineSeconds: 60, containers: [{name: app}]}", containers: []container{running("app")},
 			change: func(f *facts) { f.pod.Status.StartTime = seconds(noon.Add(-50 * time.Second)) }}, "again in 10s"},
 		"sidecars outlive the app": {situation{pod: "spec: {initContainers: [{name: s, restartPolicy: Always}], containers: [{name: app}]}",

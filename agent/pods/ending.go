@@ -41,7 +41,7 @@ func (f facts) ends(p *plan) (reason, message string, ending bool) {
 // end plans the next step of the pod's end.
 func (f facts) end(p *plan) {
 	if f.starting() {
-		return // they are being cancelled; their end wakes us
+		return // they are being cancelled or about to end; that wakes us
 	}
 	alive := f.observed.alive()
 	if len(alive) > 0 {
@@ -49,7 +49,7 @@ func (f facts) end(p *plan) {
 		return
 	}
 	switch {
-	case !f.tornDown:
+	case !f.tornDown || f.observed.current() != nil:
 		p.tearDown = !f.busy[opTearDown]
 	case f.gone:
 		p.erase = !f.busy[opErase]

@@ -97,12 +97,13 @@ func nextFailure(before failure, err error, now time.Time) failure {
 	return next
 }
 
-// cancelStarts ends everything that would start something.
+// cancelStarts ends everything that would start something, but for a sandbox:
+// a runtime may finish one although nobody waits for it, and it would be left.
 func (w *worker) cancelStarts() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for key, op := range w.ops {
-		if isStart(key) {
+		if isStart(key) && key != opSandbox {
 			op.cancel()
 		}
 	}
