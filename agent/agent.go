@@ -156,10 +156,11 @@ func openDataplane(ctx context.Context, cfg Config) (*dataplane.Dataplane, error
 	})
 }
 
-func (c Config) kubeletDir() string { return filepath.Join(c.StateDir, "kubelet") }
-func (c Config) logDir() string     { return filepath.Join(c.StateDir, "logs", "pods") }
-func (c Config) cniSocket() string  { return filepath.Join(c.RunDir, "cni.sock") }
-func (c Config) delDir() string     { return filepath.Join(c.StateDir, "cni", "deleted") }
+func (c Config) kubeletDir() string  { return filepath.Join(c.StateDir, "kubelet") }
+func (c Config) identityDir() string { return filepath.Join(c.StateDir, "identity") }
+func (c Config) logDir() string      { return filepath.Join(c.StateDir, "logs", "pods") }
+func (c Config) cniSocket() string   { return filepath.Join(c.RunDir, "cni.sock") }
+func (c Config) delDir() string      { return filepath.Join(c.StateDir, "cni", "deleted") }
 
 // components run side by side; the first that fails ends all.
 type components []component

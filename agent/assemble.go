@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,10 +21,13 @@ import (
 	"weft.dev/weft/agent/desired"
 	"weft.dev/weft/agent/dns"
 	"weft.dev/weft/agent/ingress"
+	"weft.dev/weft/agent/join"
 	"weft.dev/weft/agent/network"
 	"weft.dev/weft/agent/node"
 	"weft.dev/weft/agent/pods"
 	"weft.dev/weft/agent/probes"
+	"weft.dev/weft/agent/server"
+	"weft.dev/weft/agent/server/logs"
 	"weft.dev/weft/agent/volumes"
 	"weft.dev/weft/controlplane/api"
 	"weft.dev/weft/dataplane"
@@ -141,7 +145,24 @@ func (p parts) pods() (components, error) {
 	if err != nil {
 		return nil, err
 	}
+	serving, err := join.ServingCertificate(join.ServingConfig{
+		NodeName: p.cfg.NodeName, Dir: p.cfg.identityDir(), Client: p.client,
+		Addresses: p.settings.NodeAddresses, Hostnames: []string{p.cfg.NodeName},
+	})
+	if err != nil {
+		return nil, err
+	}
+	server, err := server.New(server.Config{
+		NodeName: p.cfg.NodeName, Addresses: p.settings.NodeAddresses, Port: api.KubeletPort,
+		Certificate: serving.GetCertificate, ClientCAFile: filepath.Join(p.cfg.identityDir(), "ca.crt"),
+		Client: p.client, Pods: manager, Runtime: p.runtime.RuntimeService(),
+	})
+	if err != nil {
+		return nil, err
+	}
 	return components{
 		{"node", node.Run}, {"objects", objects.Run}, {"volumes", mounts.Run}, {"pods", manager.Run},
+		{"serving certificate", serving.Run}, {"server", server.Run},
+		{"log rotation", (&logs.Rotator{Runtime: p.runtime.RuntimeService()}).Run},
 	}, nil
 }

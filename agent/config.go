@@ -123,7 +123,7 @@ func parseEach[T any](flag string, texts []string, parse func(string) (T, error)
 // is waited for.
 func (c Config) ticket(ctx context.Context) (join.Config, error) {
 	ticket := join.Config{
-		NodeName: c.NodeName, Dir: filepath.Join(c.StateDir, "identity"),
+		NodeName: c.NodeName, Dir: c.identityDir(),
 		Server: c.Server, Token: c.Token, CAFile: c.CAFile, CAHash: c.CAHash,
 	}
 	if c.JoinFile == "" {
