@@ -49,7 +49,6 @@ func onNode(name string) option          { return func(p *corev1.Pod) { p.Spec.N
 func phase(phase corev1.PodPhase) option { return func(p *corev1.Pod) { p.Status.Phase = phase } }
 func unready(p *corev1.Pod)              { p.Status.Conditions = nil }
 func terminating(p *corev1.Pod)          { p.DeletionTimestamp = &metav1.Time{Time: now} }
-func relabelled(p *corev1.Pod)           { p.Labels = map[string]string{"app": "web2"} }
 func age(d time.Duration) option {
 	return func(p *corev1.Pod) { p.CreationTimestamp.Time = now.Add(-d) }
 }
