@@ -22,7 +22,8 @@ type Fake struct {
 	// zero Behaviour, means it runs until stopped.
 	Script func(*runtimeapi.ContainerConfig) Behaviour
 	// Fail may return an error for a call ("RunPodSandbox", "PullImage", …)
-	// about a pod, container or image name; nil means success.
+	// about the name of a pod, container or image, or the ID of what exists;
+	// nil means success.
 	Fail func(call, name string) error
 	// ExecHandler answers ExecSync; nil exits 0 with no output.
 	ExecHandler func(container string, command []string) (int, []byte, error)
@@ -104,6 +105,9 @@ func (f *Fake) RunPodSandbox(_ context.Context, config *runtimeapi.PodSandboxCon
 
 // StopPodSandbox implements Runtime.
 func (f *Fake) StopPodSandbox(_ context.Context, id string) error {
+	if err := f.fail("StopPodSandbox", id); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	sandbox := f.sandboxes[id]
 	if sandbox == nil {
@@ -123,6 +127,9 @@ func (f *Fake) StopPodSandbox(_ context.Context, id string) error {
 
 // RemovePodSandbox implements Runtime.
 func (f *Fake) RemovePodSandbox(ctx context.Context, id string) error {
+	if err := f.fail("RemovePodSandbox", id); err != nil {
+		return err
+	}
 	if err := f.StopPodSandbox(ctx, id); err != nil {
 		return err
 	}
@@ -136,6 +143,9 @@ func (f *Fake) RemovePodSandbox(ctx context.Context, id string) error {
 
 // Sandboxes implements Runtime.
 func (f *Fake) Sandboxes(_ context.Context, selector map[string]string) ([]*runtimeapi.PodSandbox, error) {
+	if err := f.fail("Sandboxes", ""); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []*runtimeapi.PodSandbox
@@ -189,6 +199,9 @@ func (f *Fake) CreateContainer(_ context.Context, sandboxID string, config *runt
 
 // StartContainer implements Runtime.
 func (f *Fake) StartContainer(_ context.Context, id string) error {
+	if err := f.fail("StartContainer", id); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	container := f.containers[id]
 	if container == nil {
@@ -214,6 +227,9 @@ func (f *Fake) StartContainer(_ context.Context, id string) error {
 
 // StopContainer implements Runtime.
 func (f *Fake) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+	if err := f.fail("StopContainer", id); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	container := f.containers[id]
 	f.mu.Unlock()

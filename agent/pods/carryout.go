@@ -25,10 +25,10 @@ func (w *worker) carryOut(ctx context.Context, f facts, p plan) {
 		w.m.cfg.Objects.Acquire(pod)
 	}
 	for _, id := range p.remove {
-		w.begin(ctx, "remove/"+id, func(ctx context.Context) error { return w.m.cfg.Runtime.RemoveContainer(ctx, id) })
+		w.begin(ctx, removeKey(id), func(ctx context.Context) error { return w.m.cfg.Runtime.RemoveContainer(ctx, id) })
 	}
 	for _, id := range p.stopOrphans {
-		w.begin(ctx, "remove/"+id, func(ctx context.Context) error { return w.removeSandbox(ctx, id) })
+		w.begin(ctx, removeKey(id), func(ctx context.Context) error { return w.removeSandbox(ctx, id) })
 	}
 	for _, k := range p.kill {
 		w.beginKill(ctx, f, k)
@@ -227,9 +227,6 @@ func (w *worker) beginKill(ctx context.Context, f facts, k containerKill) {
 	defer w.mu.Unlock()
 	running := w.ops[key]
 	if running != nil && !deadline.Before(running.deadline.Add(-time.Second)) {
-		return
-	}
-	if last, has := w.failures[key]; has && running == nil && f.now.Before(last.retry) {
 		return
 	}
 	if k.restart {

@@ -102,6 +102,7 @@ const (
 
 func startKey(name string) string { return "start/" + name }
 func killKey(id string) string    { return "kill/" + id }
+func removeKey(id string) string  { return "remove/" + id }
 
 // decide says what should be done about a pod. It is pure; carrying the plan
 // out in part, or twice, is harmless.
@@ -207,7 +208,7 @@ func (f facts) decideApp(p *plan, current *sandbox) {
 			f.checkHealth(p, c, latest)
 		case latest.state == stateUnknown:
 			done = false
-			p.stop(latest, f.grace(c, ""), fmt.Sprintf("Container %s is in an unknown state", c.Name), true)
+			f.stop(p, latest, f.grace(c, ""), fmt.Sprintf("Container %s is in an unknown state", c.Name), true)
 		case latest.state == stateCreated, f.restart[latest.id], restartsAfter(&f.pod.Spec, c, latest.exitCode):
 			done = false
 			f.startContainer(p, c, current, latest)
@@ -241,7 +242,7 @@ func (f facts) checkHealth(p *plan, c *corev1.Container, running *container) {
 	if restart {
 		message += ", will be restarted"
 	}
-	p.stop(running, f.grace(c, kind), message, restart)
+	f.stop(p, running, f.grace(c, kind), message, restart)
 }
 
 func (f facts) failed(id string, kind probes.Kind) bool {
@@ -255,9 +256,11 @@ func (f facts) grace(c *corev1.Container, kind probes.Kind) time.Duration {
 }
 
 // stop plans to kill a container. A kill that is under way is planned again,
-// since its grace may have become shorter.
-func (p *plan) stop(c *container, grace time.Duration, message string, restart bool) {
-	p.kill = append(p.kill, containerKill{id: c.id, name: c.name, grace: grace, message: message, restart: restart})
+// since its grace may have become shorter; one that failed waits.
+func (f facts) stop(p *plan, c *container, grace time.Duration, message string, restart bool) {
+	if key := killKey(c.id); f.busy[key] || f.may(p, key) {
+		p.kill = append(p.kill, containerKill{id: c.id, name: c.name, grace: grace, message: message, restart: restart})
+	}
 }
 
 // startContainer plans a start, or says what the container waits for. last is
@@ -334,13 +337,13 @@ func (f facts) cleanUp(p *plan) {
 		for i, c := range list {
 			if i < 2 || c.state != stateExited {
 				needed[c.sandboxID] = true
-			} else {
+			} else if f.may(p, removeKey(c.id)) {
 				p.remove = append(p.remove, c.id)
 			}
 		}
 	}
 	for i, s := range f.observed.sandboxes {
-		if i > 0 && !needed[s.id] && !f.busy[opSandbox] {
+		if i > 0 && !needed[s.id] && !f.busy[opSandbox] && f.may(p, removeKey(s.id)) {
 			p.stopOrphans = append(p.stopOrphans, s.id)
 		}
 	}

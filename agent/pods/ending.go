@@ -50,9 +50,9 @@ func (f facts) end(p *plan) {
 	}
 	switch {
 	case !f.tornDown || f.observed.current() != nil:
-		p.tearDown = !f.busy[opTearDown]
+		p.tearDown = f.may(p, opTearDown)
 	case f.gone:
-		p.erase = !f.busy[opErase]
+		p.erase = f.may(p, opErase)
 	}
 }
 
@@ -92,7 +92,7 @@ func (f facts) killInOrder(p *plan, alive []container) {
 		if f.isSidecarName(c.name) && f.pod.DeletionTimestamp != nil {
 			grace = max(minimumGrace, min(grace, f.pod.DeletionTimestamp.Sub(f.now)))
 		}
-		p.stop(&c, grace, fmt.Sprintf("Stopping container %s", c.name), false)
+		f.stop(p, &c, grace, fmt.Sprintf("Stopping container %s", c.name), false)
 	}
 }
 

@@ -62,7 +62,7 @@ func (f facts) decideOneInit(p *plan, c *corev1.Container, current *sandbox, act
 		f.startContainer(p, c, current, active)
 	case active.state == stateRunning:
 	case active.state == stateUnknown:
-		p.stop(active, f.grace(c, ""), fmt.Sprintf("Init container %s is in an unknown state", c.Name), true)
+		f.stop(p, active, f.grace(c, ""), fmt.Sprintf("Init container %s is in an unknown state", c.Name), true)
 	case active.exitCode == 0:
 		return true
 	case restartsAfter(&f.pod.Spec, c, active.exitCode):
@@ -81,7 +81,7 @@ func (f facts) decideSidecar(p *plan, c *corev1.Container, current *sandbox, act
 		f.startContainer(p, c, current, active)
 		return false
 	case active.state == stateUnknown:
-		p.stop(active, f.grace(c, ""), fmt.Sprintf("Init container %s is in an unknown state", c.Name), true)
+		f.stop(p, active, f.grace(c, ""), fmt.Sprintf("Init container %s is in an unknown state", c.Name), true)
 		return false
 	}
 	f.checkHealth(p, c, active)
