@@ -219,7 +219,9 @@ spec:
 		if _, err := inShell(ns, "echo hello > /tmp/index.html; httpd -p 8080 -h /tmp"); err != nil {
 			t.Fatal(err)
 		}
-		forward := exec.Command(bin+"/weft", "kubectl", "--kubeconfig", kubeconfig(), "-n", ns, "port-forward", "pod/shell", ":8080")
+		forward := exec.Command(bin+"/weft", "kubectl", "-n", ns, "port-forward", "pod/shell", ":8080")
+		forward.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig())
+		forward.Stderr = os.Stderr
 		out, err := forward.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)

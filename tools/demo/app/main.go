@@ -23,18 +23,43 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	if len(os.Args) > 1 && os.Args[1] == "wait-for" {
-		if err := waitFor(ctx, os.Args[2]); err != nil {
-			slog.Error("gave up waiting", "address", os.Args[2], "error", err)
-			os.Exit(1)
-		}
-		return
-	}
-	go echoUDP(ctx, ":8081")
-	if err := serve(ctx, ":8080"); err != nil {
+	if err := run(ctx, os.Args[1:]); err != nil {
 		slog.Error("stopped", "error", err)
 		os.Exit(1)
 	}
+}
+
+// run is the application, or one of its helpers: "wait-for ADDRESS" and
+// "ask ADDRESS".
+func run(ctx context.Context, args []string) error {
+	switch {
+	case len(args) == 0:
+		go echoUDP(ctx, ":8081")
+		return serve(ctx, ":8080")
+	case len(args) == 2 && args[0] == "wait-for":
+		return waitFor(ctx, args[1])
+	case len(args) == 2 && args[0] == "ask":
+		return ask(args[1])
+	default:
+		return fmt.Errorf("unknown arguments %q; use none, wait-for ADDRESS, or ask ADDRESS", args)
+	}
+}
+
+// ask sends a datagram and prints the answer.
+func ask(address string) error {
+	conn, err := net.Dial("udp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := conn.Write([]byte("ping")); err != nil {
+		return err
+	}
+	answer := make([]byte, 65535)
+	n, err := conn.Read(answer)
+	fmt.Printf("%s\n", answer[:n])
+	return err
 }
 
 // waitFor returns once the address accepts a connection; the demo's init
