@@ -221,15 +221,15 @@ func TestHashCollisionIsCountedAndAvoided(t *testing.T) {
 
 func TestSetThatCannotBeCreatedIsReported(t *testing.T) {
 	inWorld(t, func(w world) {
-		w.Refuse = func(a kubetesting.Action) error {
+		w.Refuse(func(a kubetesting.Action) error {
 			if a.Matches("create", "replicasets") {
 				return errors.New("quota")
 			}
 			return nil
-		}
+		})
 		w.create(web(1, "1", "0"))
 		w.expect("", reasonSetCreateError)
-		w.Refuse = nil
+		w.Refuse(nil)
 		w.Pass(5 * time.Minute)
 		w.expect("new@1 1", reasonSetAvailable)
 	})

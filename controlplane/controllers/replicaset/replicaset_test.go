@@ -131,13 +131,13 @@ func TestPodBecomesAvailableAtTheExactMoment(t *testing.T) {
 func TestQuotaStopsTheFirstBatchAndIsReported(t *testing.T) {
 	inWorld(t, func(w world) {
 		attempts := 0
-		w.Refuse = func(a kubetesting.Action) error {
+		w.Refuse(func(a kubetesting.Action) error {
 			if a.Matches("create", "pods") {
 				attempts++
 				return apierrors.NewForbidden(corev1.Resource("pods"), "", fmt.Errorf("exceeded quota: q"))
 			}
 			return nil
-		}
+		})
 		w.create(replicas(100))
 		w.Pass(time.Millisecond)
 		if attempts > 2 { // the second follows from the condition being written
@@ -147,7 +147,7 @@ func TestQuotaStopsTheFirstBatchAndIsReported(t *testing.T) {
 		if len(conditions) != 1 || conditions[0].Type != appsv1.ReplicaSetReplicaFailure || conditions[0].Reason != "FailedCreate" {
 			t.Fatalf("conditions: %+v", conditions)
 		}
-		w.Refuse = nil
+		w.Refuse(nil)
 		w.Pass(10 * time.Minute)
 		w.expect("web", "100/100/100 of 100")
 		if c := w.get("web").Status.Conditions; len(c) != 0 {
@@ -206,7 +206,7 @@ func TestNothingIsCreatedTwiceAndNoStatusIsWrittenInVain(t *testing.T) {
 func TestNamespaceThatTerminatesGetsNoPods(t *testing.T) {
 	inWorld(t, func(w world) {
 		attempts := 0
-		w.Refuse = func(a kubetesting.Action) error {
+		w.Refuse(func(a kubetesting.Action) error {
 			if !a.Matches("create", "pods") {
 				return nil
 			}
@@ -214,7 +214,7 @@ func TestNamespaceThatTerminatesGetsNoPods(t *testing.T) {
 			err := apierrors.NewForbidden(corev1.Resource("pods"), "", fmt.Errorf("namespace is being terminated"))
 			err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{Type: corev1.NamespaceTerminatingCause})
 			return err
-		}
+		})
 		w.create(replicas(3))
 		w.Pass(time.Hour)
 		if c := w.get("web").Status.Conditions; attempts > 2 || len(c) != 0 {

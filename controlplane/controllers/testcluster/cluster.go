@@ -40,12 +40,11 @@ type Cluster struct {
 	Client    *fake.Clientset
 	Informers informers.SharedInformerFactory
 
-	// Refuse, if set, is asked before every write; an error is the answer.
-	Refuse func(kubetesting.Action) error
 	// Broken is the image of pods that never become ready.
 	Broken string
 
 	mu        sync.Mutex
+	refuse    func(kubetesting.Action) error
 	version   int64
 	deletedAt map[types.UID]string
 	running   sync.WaitGroup
@@ -62,6 +61,14 @@ func New(t *testing.T) *Cluster {
 	c.Client.PrependReactor("delete", "*", c.guard(c.delete))
 	c.Client.PrependWatchReactor("*", c.watch)
 	return c
+}
+
+// Refuse asks f before every write from now on; an error is the answer. nil
+// accepts all.
+func (c *Cluster) Refuse(f func(kubetesting.Action) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refuse = f
 }
 
 // Env returns what a controller of that name is made from.
@@ -117,13 +124,13 @@ func (c *Cluster) guard(do reaction) kubetesting.ReactionFunc {
 		if action.GetResource().Resource == "events" && action.GetVerb() != "create" {
 			return false, nil, nil
 		}
-		if c.Refuse != nil {
-			if err := c.Refuse(action); err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.refuse != nil {
+			if err := c.refuse(action); err != nil {
 				return true, nil, err
 			}
 		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
 		object, err := do(action)
 		return true, object, err
 	}
