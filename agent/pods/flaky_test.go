@@ -46,7 +46,7 @@ spec:
 					t.Errorf("status is\n%swant\n%s", got, want)
 				}
 				c.delete(30)
-				sleep(time.Minute)
+				sleep(time.Hour)
 				if c.get() != nil {
 					t.Error("pod is still there")
 				}
