@@ -1,11 +1,13 @@
-// Package server is the node API that the API server calls on port 10250:
-// logs, exec, attach and port-forward of this node's pods.
+// Package server is the node API on port 10250: what the API server, metrics
+// collectors and administrators ask of one node, as kubelet answers it.
 //
-//	kubectl ──► API server ──TLS, client certificate──► here ──► CRI streaming server
-//	                                                      └────► log files
+//	client ──TLS──► authenticate ──► authorize ──► logs       ◄── log files
+//	                (x509, token)    (SAR)         exec …     ──► CRI streaming server
+//	                                               pods       ◄── agent/pods
+//	                                               stats      ◄── CRI, /proc
 //
-// Nothing is answered before the caller is authenticated (client certificate
-// or TokenReview) and authorized (SubjectAccessReview on the nodes resource).
+// Everything fails closed: no certificate, no handshake; no answer from the
+// API server about a caller, no access.
 package server
 
 import (
@@ -20,7 +22,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -29,111 +35,158 @@ import (
 	"weft.dev/weft/agent/pods"
 )
 
-// Pods is what the agent knows of this node's pods; *pods.Manager.
+// Pods is what the node API knows of the pods of this node; agent/pods has it.
+// All methods may be called concurrently; pods are not modified.
 type Pods interface {
+	// Pods lists all pods with their present status.
 	Pods() []*corev1.Pod
 	Pod(namespace, name string) (*corev1.Pod, bool)
+	// Container is the newest instance of an app, init or ephemeral container.
 	Container(podUID types.UID, name string) (pods.Container, bool)
 }
 
-// Config is what the node API needs.
+// Runtime is a part of runtimeapi.RuntimeServiceClient.
+type Runtime interface {
+	ListPodSandbox(ctx context.Context, in *runtimeapi.ListPodSandboxRequest, opts ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error)
+	ListContainers(ctx context.Context, in *runtimeapi.ListContainersRequest, opts ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error)
+	ContainerStatus(ctx context.Context, in *runtimeapi.ContainerStatusRequest, opts ...grpc.CallOption) (*runtimeapi.ContainerStatusResponse, error)
+	ExecSync(ctx context.Context, in *runtimeapi.ExecSyncRequest, opts ...grpc.CallOption) (*runtimeapi.ExecSyncResponse, error)
+	Exec(ctx context.Context, in *runtimeapi.ExecRequest, opts ...grpc.CallOption) (*runtimeapi.ExecResponse, error)
+	Attach(ctx context.Context, in *runtimeapi.AttachRequest, opts ...grpc.CallOption) (*runtimeapi.AttachResponse, error)
+	PortForward(ctx context.Context, in *runtimeapi.PortForwardRequest, opts ...grpc.CallOption) (*runtimeapi.PortForwardResponse, error)
+	ListContainerStats(ctx context.Context, in *runtimeapi.ListContainerStatsRequest, opts ...grpc.CallOption) (*runtimeapi.ListContainerStatsResponse, error)
+	ListPodSandboxStats(ctx context.Context, in *runtimeapi.ListPodSandboxStatsRequest, opts ...grpc.CallOption) (*runtimeapi.ListPodSandboxStatsResponse, error)
+}
+
+// Config is what a Server needs.
 type Config struct {
-	NodeName  string
-	Addresses []netip.Addr // each is listened on
+	NodeName string
+	// Addresses to listen on, all at Port.
+	Addresses []netip.Addr
 	Port      int
-	// Certificate is the serving certificate, issued by the cluster; until it
-	// is there handshakes fail.
+	// Certificate is for tls.Config.GetCertificate; see join.Serving.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	// ClientCAFile holds the authority of client certificates. It is read
-	// again when it changes.
+	// ClientCAFile holds the CA that signs client certificates, the API
+	// server's among them. It is read again when it changes.
 	ClientCAFile string
-	// Client asks for reviews of tokens and of access.
+	// Client asks the API server who a token belongs to, and what a user may do.
 	Client  kubernetes.Interface
 	Pods    Pods
-	Runtime runtimeapi.RuntimeServiceClient
-	Log     *slog.Logger // nil = slog.Default()
+	Runtime Runtime
+	// Metrics are shown at /metrics; nil = those of the process alone.
+	Metrics prometheus.Gatherer
+	// StateDir is on the file system whose use /stats/summary tells; "" tells none.
+	StateDir string
+	Log      *slog.Logger // nil = slog.Default()
 }
 
-// Server is the node API.
+func (c *Config) validate() error {
+	var errs []error
+	for name, missing := range map[string]bool{
+		"node name": c.NodeName == "", "address or port": len(c.Addresses) == 0 || c.Port == 0, "certificate": c.Certificate == nil,
+		"client CA file": c.ClientCAFile == "", "client": c.Client == nil, "pods": c.Pods == nil,
+		"runtime": c.Runtime == nil,
+	} {
+		if missing {
+			errs = append(errs, fmt.Errorf("%s is missing", name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Server answers the node API.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	guard   *guard
-	handler http.Handler
+	cfg  Config
+	log  *slog.Logger
+	auth *auth
 }
 
-// New checks the configuration; it listens on nothing yet.
+// New validates cfg and reads the client CA. It starts nothing.
 func New(cfg Config) (*Server, error) {
-	switch {
-	case cfg.NodeName == "":
-		return nil, errors.New("node API: NodeName must be set")
-	case len(cfg.Addresses) == 0 || cfg.Port == 0:
-		return nil, errors.New("node API: Addresses and Port must be set")
-	case cfg.Certificate == nil || cfg.Client == nil || cfg.Pods == nil || cfg.Runtime == nil:
-		return nil, errors.New("node API: Certificate, Client, Pods and Runtime must be set")
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("node API configuration: %w", err)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	guard, err := newGuard(cfg)
+	if cfg.Metrics == nil {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		cfg.Metrics = registry
+	}
+	a, err := newAuth(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("node API: %w", err)
+		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, guard: guard}
-	s.handler = s.routes()
-	return s, nil
+	return &Server{cfg: cfg, log: cfg.Log, auth: a}, nil
 }
 
-// routes are kubelet's (pkg/kubelet/server/server.go), each with the
-// subresource of nodes that a caller needs (KEP-2862).
-func (s *Server) routes() http.Handler {
-	mux := http.NewServeMux()
-	handle := func(pattern, subresource string, h http.HandlerFunc) {
-		mux.Handle(pattern, s.guard.wrap(subresource, h))
-	}
-	handle("/healthz", "healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
-	handle("GET /pods", "pods", s.listPods)
-	handle("GET /containerLogs/{namespace}/{pod}/{container}", "proxy", s.logs)
-	for _, uid := range []string{"", "/{uid}"} {
-		handle("/exec/{namespace}/{pod}"+uid+"/{container}", "proxy", s.exec)
-		handle("/attach/{namespace}/{pod}"+uid+"/{container}", "proxy", s.attach)
-		handle("/portForward/{namespace}/{pod}"+uid, "proxy", s.portForward)
-	}
-	return mux
-}
-
-// Run serves until ctx is done.
+// Run serves until ctx is done; open streams end then.
 func (s *Server) Run(ctx context.Context) error {
-	config := &tls.Config{
-		MinVersion:     tls.VersionTLS12,
-		GetCertificate: s.cfg.Certificate,
-		// The certificate is verified by the authenticator, which answers 401.
-		ClientAuth: tls.RequestClientCert,
-		// Upgrades to SPDY need HTTP/1.1.
-		NextProtos: []string{"http/1.1"},
-	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { s.guard.clientCA.Run(ctx, 1); return nil })
-	for _, addr := range s.cfg.Addresses {
-		listener, err := net.Listen("tcp", net.JoinHostPort(addr.String(), strconv.Itoa(s.cfg.Port)))
+	group.Go(func() error {
+		s.auth.run(ctx)
+		return nil
+	})
+	handler := s.Handler()
+	for _, address := range s.cfg.Addresses {
+		listener, err := net.Listen("tcp", net.JoinHostPort(address.String(), strconv.Itoa(s.cfg.Port)))
 		if err != nil {
-			return fmt.Errorf("node API: %w", err)
+			group.Go(func() error { return fmt.Errorf("node API: %w", err) })
+			break
 		}
-		server := &http.Server{
-			Handler: s.handler, ReadHeaderTimeout: 10 * time.Second,
-			ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		}
-		group.Go(func() error {
-			err := server.Serve(tls.NewListener(listener, config))
-			if errors.Is(err, http.ErrServerClosed) {
-				return nil
-			}
-			return err
-		})
-		group.Go(func() error {
-			<-ctx.Done()
-			return server.Close()
-		})
+		group.Go(func() error { return s.serve(ctx, listener, handler) })
 	}
 	return group.Wait()
+}
+
+// serve answers the connections of one listener until ctx is done.
+func (s *Server) serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	server := &http.Server{
+		Handler:           handler,
+		TLSConfig:         s.tlsConfig(),
+		ReadHeaderTimeout: 30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("node API: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) tlsConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: s.cfg.Certificate,
+		// Verified by the authenticator: other callers bring a token.
+		ClientAuth: tls.RequestClientCert,
+	}
+}
+
+// Handler is the API behind authentication and authorization, for use with
+// the server's TLS settings.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) })
+	mux.HandleFunc("GET /pods", s.listPods)
+	mux.HandleFunc("GET /pods/{$}", s.listPods)
+	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.containerLogs)
+	mux.HandleFunc("GET /stats/summary", s.summary)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /metrics/resource", s.resourceMetrics)
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		for path, handler := range map[string]http.HandlerFunc{"exec": s.exec, "attach": s.attach} {
+			mux.HandleFunc(method+" /"+path+"/{namespace}/{pod}/{container}", handler)
+			mux.HandleFunc(method+" /"+path+"/{namespace}/{pod}/{uid}/{container}", handler)
+		}
+		mux.HandleFunc(method+" /portForward/{namespace}/{pod}", s.portForward)
+		mux.HandleFunc(method+" /portForward/{namespace}/{pod}/{uid}", s.portForward)
+	}
+	mux.HandleFunc("POST /run/{namespace}/{pod}/{container}", s.run)
+	mux.HandleFunc("POST /run/{namespace}/{pod}/{uid}/{container}", s.run)
+	return s.auth.protect(mux)
 }

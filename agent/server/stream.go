@@ -1,143 +1,161 @@
 package server
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/proxy"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"weft.dev/weft/agent/pods"
 )
 
-func (s *Server) listPods(w http.ResponseWriter, _ *http.Request) {
-	list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
-	for _, pod := range s.cfg.Pods.Pods() {
-		list.Items = append(list.Items, *pod)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(list); err != nil {
-		s.log.Debug("pod list not sent", "error", err)
-	}
-}
+// labelPodUID is the CRI label that every kubelet puts on a sandbox.
+const labelPodUID = "io.kubernetes.pod.uid"
 
-// pod finds the pod that the request names, and answers the request if there
-// is none.
-func (s *Server) pod(w http.ResponseWriter, r *http.Request) *corev1.Pod {
-	namespace, name := r.PathValue("namespace"), r.PathValue("pod")
-	pod, found := s.cfg.Pods.Pod(namespace, name)
-	if uid := r.PathValue("uid"); !found || (uid != "" && uid != string(pod.UID)) {
-		http.Error(w, fmt.Sprintf("pod %q not found in namespace %q", name, namespace), http.StatusNotFound)
-		return nil
-	}
-	return pod
-}
-
-// container finds the container that the request names, and answers the
-// request if there is none.
-func (s *Server) container(w http.ResponseWriter, r *http.Request) *pods.Container {
-	pod := s.pod(w, r)
-	if pod == nil {
-		return nil
-	}
-	container, found := s.cfg.Pods.Container(pod.UID, r.PathValue("container"))
-	if !found {
-		http.Error(w, fmt.Sprintf("container %q not found in pod %q", r.PathValue("container"), pod.Name), http.StatusNotFound)
-		return nil
-	}
-	return &container
-}
-
-// isSet reads a query parameter as kubelet does: "1" or "true".
-func isSet(query url.Values, name string) bool {
-	set, err := strconv.ParseBool(query.Get(name))
-	return err == nil && set
-}
-
+// exec runs a command in a container and connects its streams.
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
-	container := s.container(w, r)
-	if container == nil {
+	streams, failed := streamsOf(r.URL.Query())
+	if failed != nil {
+		failed.write(w)
 		return
 	}
-	query := r.URL.Query()
+	command := r.URL.Query()[corev1.ExecCommandParam]
+	if len(command) == 0 {
+		fail(http.StatusBadRequest, "parameter %q is missing", corev1.ExecCommandParam).write(w)
+		return
+	}
+	c, failed := s.container(r)
+	if failed != nil {
+		failed.write(w)
+		return
+	}
 	response, err := s.cfg.Runtime.Exec(r.Context(), &runtimeapi.ExecRequest{
-		ContainerId: container.ID, Cmd: query[corev1.ExecCommandParam], Tty: isSet(query, corev1.ExecTTYParam),
-		Stdin: isSet(query, corev1.ExecStdinParam), Stdout: isSet(query, corev1.ExecStdoutParam),
-		Stderr: isSet(query, corev1.ExecStderrParam),
+		ContainerId: c.ID, Cmd: command, Tty: streams.tty, Stdin: streams.in, Stdout: streams.out, Stderr: streams.err,
 	})
-	s.stream(w, r, response.GetUrl(), err)
+	s.connect(w, r, response.GetUrl(), err)
 }
 
+// attach connects the streams of a container's own process.
 func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
-	container := s.container(w, r)
-	if container == nil {
+	streams, failed := streamsOf(r.URL.Query())
+	if failed != nil {
+		failed.write(w)
 		return
 	}
-	query := r.URL.Query()
+	c, failed := s.container(r)
+	if failed != nil {
+		failed.write(w)
+		return
+	}
 	response, err := s.cfg.Runtime.Attach(r.Context(), &runtimeapi.AttachRequest{
-		ContainerId: container.ID, Tty: isSet(query, corev1.ExecTTYParam),
-		Stdin: isSet(query, corev1.ExecStdinParam), Stdout: isSet(query, corev1.ExecStdoutParam),
-		Stderr: isSet(query, corev1.ExecStderrParam),
+		ContainerId: c.ID, Tty: streams.tty, Stdin: streams.in, Stdout: streams.out, Stderr: streams.err,
 	})
-	s.stream(w, r, response.GetUrl(), err)
+	s.connect(w, r, response.GetUrl(), err)
 }
 
+// portForward connects to ports of a pod; the stream protocol names them.
 func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
-	pod := s.pod(w, r)
-	if pod == nil {
+	pod, failed := s.pod(r)
+	if failed != nil {
+		failed.write(w)
 		return
 	}
-	sandbox := s.sandbox(pod)
-	if sandbox == "" {
-		http.Error(w, fmt.Sprintf("pod %q has no sandbox yet", pod.Name), http.StatusNotFound)
+	ready := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
+	list, err := s.cfg.Runtime.ListPodSandbox(r.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+		State: ready, LabelSelector: map[string]string{labelPodUID: string(pod.UID)},
+	}})
+	if err == nil && len(list.Items) == 0 {
+		fail(http.StatusNotFound, "pod %q is not running", pod.Name).write(w)
 		return
 	}
-	response, err := s.cfg.Runtime.PortForward(r.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: sandbox})
-	s.stream(w, r, response.GetUrl(), err)
-}
-
-// sandbox is the pod's newest sandbox, found through any of its containers.
-func (s *Server) sandbox(pod *corev1.Pod) string {
-	for _, containers := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
-		for _, c := range containers {
-			if container, found := s.cfg.Pods.Container(pod.UID, c.Name); found {
-				return container.SandboxID
-			}
-		}
+	var target string
+	if err == nil {
+		var response *runtimeapi.PortForwardResponse
+		response, err = s.cfg.Runtime.PortForward(r.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: list.Items[0].Id})
+		target = response.GetUrl()
 	}
-	return ""
+	s.connect(w, r, target, err)
 }
 
-// stream passes the upgraded connection on to the runtime's streaming server,
-// which listens on loopback in this node's network namespace.
-func (s *Server) stream(w http.ResponseWriter, r *http.Request, address string, err error) {
-	target, parseErr := url.Parse(address)
-	if err != nil || parseErr != nil {
-		http.Error(w, fmt.Sprintf("container runtime: %v", errorOf(err, parseErr)), http.StatusInternalServerError)
+// connect joins the caller with the runtime's streaming server at target,
+// which listens on the node's loopback. The API server speaks SPDY to a node;
+// WebSocket clients are translated there.
+func (s *Server) connect(w http.ResponseWriter, r *http.Request, target string, err error) {
+	location, parseErr := url.Parse(target)
+	switch {
+	case err != nil:
+		s.runtimeFailure(err).write(w)
+		return
+	case parseErr != nil || location.Host == "":
+		fail(http.StatusInternalServerError, "the container runtime gave no usable address (%q)", target).write(w)
 		return
 	}
-	handler := proxy.NewUpgradeAwareHandler(target, nil, false, true, responder{s})
-	handler.ServeHTTP(w, r)
+	proxy.NewUpgradeAwareHandler(location, nil, false, true, s).ServeHTTP(w, r)
 }
 
-func errorOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// responder answers requests that could not be passed on.
-type responder struct{ server *Server }
-
-func (r responder) Error(w http.ResponseWriter, _ *http.Request, err error) {
-	r.server.log.Warn("stream to the container runtime failed", "error", err)
+// Error implements proxy.ErrorResponder.
+func (s *Server) Error(w http.ResponseWriter, r *http.Request, err error) {
+	s.log.Warn("stream to the container runtime failed", "path", r.URL.Path, "error", err)
 	http.Error(w, err.Error(), http.StatusInternalServerError)
+}
+
+// runtimeFailure translates an error of the runtime.
+func (s *Server) runtimeFailure(err error) *failure {
+	switch status.Code(err) {
+	case codes.NotFound:
+		return fail(http.StatusNotFound, "%v", err)
+	case codes.ResourceExhausted:
+		return fail(http.StatusTooManyRequests, "%v", err)
+	case codes.Unavailable:
+		return fail(http.StatusServiceUnavailable, "the container runtime does not answer: %v", err)
+	}
+	return fail(http.StatusInternalServerError, "%v", err)
+}
+
+// run runs a command without streams and answers with its output.
+func (s *Server) run(w http.ResponseWriter, r *http.Request) {
+	command := strings.Fields(r.URL.Query().Get("cmd"))
+	if len(command) == 0 {
+		fail(http.StatusBadRequest, "parameter %q is missing", "cmd").write(w)
+		return
+	}
+	c, failed := s.container(r)
+	if failed != nil {
+		failed.write(w)
+		return
+	}
+	response, err := s.cfg.Runtime.ExecSync(r.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: command})
+	if err != nil {
+		s.runtimeFailure(err).write(w)
+		return
+	}
+	if response.ExitCode != 0 {
+		w.WriteHeader(http.StatusInternalServerError)
+		fmt.Fprintf(w, "command exited with code %d\n", response.ExitCode)
+	}
+	_, _ = w.Write(append(response.Stdout, response.Stderr...))
+}
+
+type streams struct{ in, out, err, tty bool }
+
+// streamsOf decodes which streams the caller wants. With a terminal, stderr is
+// part of stdout.
+func streamsOf(query url.Values) (streams, *failure) {
+	want := func(name string) bool {
+		on, err := strconv.ParseBool(query.Get(name))
+		return err == nil && on
+	}
+	s := streams{in: want(corev1.ExecStdinParam), out: want(corev1.ExecStdoutParam), err: want(corev1.ExecStderrParam), tty: want(corev1.ExecTTYParam)}
+	if s.tty {
+		s.err = false
+	}
+	if !s.in && !s.out && !s.err {
+		return s, fail(http.StatusBadRequest, "you must specify at least 1 of stdin, stdout, stderr")
+	}
+	return s, nil
 }
