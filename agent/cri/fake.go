@@ -252,10 +252,12 @@ func (f *Fake) StopContainer(ctx context.Context, id string, grace time.Duration
 
 // RemoveContainer implements Runtime.
 func (f *Fake) RemoveContainer(_ context.Context, id string) error {
-	f.Exit(id, 137)
 	f.mu.Lock()
 	container := f.containers[id]
 	delete(f.containers, id)
+	if container != nil {
+		f.exit(container, 137) // for whoever waits for its end
+	}
 	f.mu.Unlock()
 	if container != nil {
 		f.emit(id, container.sandbox, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)

@@ -310,8 +310,11 @@ func restartDelay(last *container) (delay, next time.Duration) {
 // forgotten, for example after its state was lost.
 func (f facts) restartCountFromAPI(name string) int32 {
 	status := statusOf(&f.pod.Status, name)
-	if status == nil || status.ContainerID == "" {
+	switch {
+	case status == nil || status.ContainerID == "":
 		return 0
+	case status.State.Waiting != nil && status.LastTerminationState.Terminated == nil:
+		return status.RestartCount // it was created, but never ran
 	}
 	return status.RestartCount + 1
 }

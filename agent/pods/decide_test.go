@@ -155,6 +155,8 @@ spec:
 			containers: []container{{id: "x", name: "app", state: stateCreated, restartCount: 2}}}, "start app #2"},
 		"a lost runtime continues the count": {situation{pod: plainPod + "status: {containerStatuses: [{name: app, containerID: \"containerd://x\", restartCount: 4}]}"},
 			"start app #5"},
+		"but does not count what never ran": {situation{pod: plainPod + "status: {containerStatuses: [{name: app, containerID: \"containerd://x\", state: {waiting: {}}}]}"},
+			"start app #0"},
 		"old instances are removed, but for the last": {situation{pod: plainPod, containers: []container{running("app"),
 			{id: "1", name: "app", state: stateExited}, {id: "2", name: "app", state: stateExited}}}, "remove 2"},
 		"a sandbox that died is followed by another": {situation{pod: plainPod, noSandbox: true, containers: []container{exited("app", 1, 0)},
