@@ -3,6 +3,7 @@
 //
 //	image -name registry.weft.local/pause:1 -out pause.tar -entrypoint /pause bin/pause:/pause
 //	image -name busybox:1.35 -out busybox.tar -busybox /bin/busybox -cmd sh
+//	image -name tool:1 -out tool.tar -links /bin/t=/tool -dirs /data bin/tool:/tool:4755
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -34,9 +36,11 @@ func main() {
 		cmd        = flag.String("cmd", "", "command, words separated by spaces")
 		user       = flag.String("user", "", "user of the process, uid or uid:gid")
 		busybox    = flag.String("busybox", "", "static busybox program to install with a link per applet")
+		links      = flag.String("links", "", "symbolic links to make, PATH=TARGET separated by commas")
+		dirs       = flag.String("dirs", "", "empty directories to make, writable by everybody, separated by commas")
 	)
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: image -name NAME -out ARCHIVE [flags] FILE:PATH...")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: image -name NAME -out ARCHIVE [flags] FILE:PATH[:MODE]...")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -50,28 +54,29 @@ func main() {
 		User:       *user,
 		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 	}
-	if err := write(strings.Split(*names, ","), *out, config, *busybox, flag.Args()); err != nil {
+	content := content{busybox: *busybox, files: flag.Args(), links: list(*links), dirs: list(*dirs)}
+	if err := write(list(*names), *out, config, content); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func write(names []string, out string, config v1.Config, busybox string, files []string) error {
+// list splits at commas; nothing of an empty string.
+func list(text string) []string {
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' })
+}
+
+// content is what to put into the layer, as the flags have it.
+type content struct {
+	busybox            string
+	files, links, dirs []string
+}
+
+func write(names []string, out string, config v1.Config, c content) error {
 	layer := &layer{made: map[string]bool{}}
 	layer.archive = tar.NewWriter(&layer.content)
 	layer.baseFiles()
-	if busybox != "" {
-		if err := layer.busybox(busybox); err != nil {
-			return err
-		}
-	}
-	for _, file := range files {
-		source, target, found := strings.Cut(file, ":")
-		if !found {
-			return fmt.Errorf("%q: write FILE:PATH", file)
-		}
-		if err := layer.file(source, target); err != nil {
-			return err
-		}
+	if err := layer.fill(c); err != nil {
+		return err
 	}
 	if err := layer.archive.Close(); err != nil {
 		return err
@@ -110,7 +115,42 @@ func (l *layer) text(target, content string) {
 	l.add(tar.Header{Name: target, Mode: 0o644, Size: int64(len(content))}, []byte(content))
 }
 
-func (l *layer) file(source, target string) error {
+func (l *layer) fill(c content) error {
+	if c.busybox != "" {
+		if err := l.busybox(c.busybox); err != nil {
+			return err
+		}
+	}
+	for _, dir := range c.dirs {
+		if err := l.add(tar.Header{Name: strings.TrimSuffix(dir, "/") + "/", Typeflag: tar.TypeDir, Mode: 0o1777}, nil); err != nil {
+			return err
+		}
+	}
+	for _, link := range c.links {
+		at, target, found := strings.Cut(link, "=")
+		if !found {
+			return fmt.Errorf("%q: write PATH=TARGET", link)
+		}
+		if err := l.add(tar.Header{Name: at, Typeflag: tar.TypeSymlink, Linkname: target}, nil); err != nil {
+			return err
+		}
+	}
+	for _, file := range c.files {
+		source, target, found := strings.Cut(file, ":")
+		if !found {
+			return fmt.Errorf("%q: write FILE:PATH", file)
+		}
+		target, mode, _ := strings.Cut(target, ":")
+		if err := l.file(source, target, mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// file adds one file; mode is octal, with the set-user-ID bit if need be, or
+// "" for that of the source.
+func (l *layer) file(source, target, mode string) error {
 	content, err := os.ReadFile(source)
 	if err != nil {
 		return err
@@ -119,7 +159,13 @@ func (l *layer) file(source, target string) error {
 	if err != nil {
 		return err
 	}
-	return l.add(tar.Header{Name: target, Mode: int64(info.Mode().Perm()), Size: int64(len(content))}, content)
+	bits := int64(info.Mode().Perm())
+	if mode != "" {
+		if bits, err = strconv.ParseInt(mode, 8, 64); err != nil {
+			return fmt.Errorf("mode %q of %s is not octal", mode, target)
+		}
+	}
+	return l.add(tar.Header{Name: target, Mode: bits, Size: int64(len(content))}, content)
 }
 
 // busybox installs the program with a symbolic link for each applet it lists.
@@ -128,7 +174,7 @@ func (l *layer) busybox(program string) error {
 	if err != nil {
 		return fmt.Errorf("list applets of %s: %w", program, err)
 	}
-	if err := l.file(program, "bin/busybox"); err != nil {
+	if err := l.file(program, "bin/busybox", ""); err != nil {
 		return err
 	}
 	for applet := range strings.FieldsSeq(string(applets)) {
