@@ -54,7 +54,8 @@ func assemble(cfg Config, settings desired.Settings, client kubernetes.Interface
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", cfg.NodeName).String()
 			})),
-		recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft", Host: cfg.NodeName}),
+		// The component is what tools that look for a node's events filter on.
+		recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: cfg.NodeName}),
 	}
 	all, err := p.network()
 	if err != nil {
