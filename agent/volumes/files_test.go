@@ -249,10 +249,15 @@ func TestMountingAChangedPodUpdatesDownwardFiles(t *testing.T) {
 func TestAWriteKilledHalfwayDoesNotBlockTheNext(t *testing.T) {
 	n := newNode(t, configMap("conf", map[string]string{"a": "1"}))
 	dir := n.mount(podWith(configMapVolume("conf")))["v"].HostPath
-	if err := os.Symlink("..2020_unfinished", filepath.Join(dir, "..data_tmp")); err != nil {
+	// The leftover appears whole: the volume may be written at any moment.
+	unfinished := filepath.Join(n.dir, "unfinished")
+	if err := os.MkdirAll(filepath.Join(unfinished, "sub"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "..2020_unfinished/sub"), 0o755); err != nil {
+	if err := os.Rename(unfinished, filepath.Join(dir, "..2020_unfinished")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("..2020_unfinished", filepath.Join(dir, "..data_tmp")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.client.CoreV1().ConfigMaps("default").Update(t.Context(), configMap("conf", map[string]string{"a": "2"}), metav1.UpdateOptions{}); err != nil {
