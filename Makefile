@@ -96,6 +96,32 @@ test-unit: runtime images ## unit, BPF and real-kernel tests
 test-e2e: build images ## end-to-end tests on a cluster of their own
 	@WEFT_BIN=$(BIN) go test -count=1 -timeout 30m -v ./test/e2e
 
+# Upstream's programs, in the version that the module of the conformance tests
+# pins.
+CONFORMANCE := go -C test/conformance
+UPSTREAM := $(BIN)/e2e.test $(BIN)/ginkgo $(BIN)/kubectl $(BIN)/agnhost $(BIN)/nnp
+$(BIN)/ginkgo: PACKAGE := github.com/onsi/ginkgo/v2/ginkgo
+$(BIN)/kubectl: PACKAGE := k8s.io/kubernetes/cmd/kubectl
+$(BIN)/agnhost: PACKAGE := k8s.io/kubernetes/test/images/agnhost
+$(BIN)/nnp: PACKAGE := k8s.io/kubernetes/test/images/nonewprivs
+$(BIN)/ginkgo $(BIN)/kubectl $(BIN)/agnhost $(BIN)/nnp: test/conformance/go.mod
+	@mkdir -p $(BIN)
+	@tools/step $(@F) $(CONFORMANCE) build -ldflags "-s -w $(KUBERNETES)" -o $@ $(PACKAGE)
+	@touch $@
+
+$(BIN)/e2e.test: test/conformance/go.mod
+	@mkdir -p $(BIN)
+	@tools/step "e2e.test (several minutes the first time)" $(CONFORMANCE) test -c -ldflags "-s -w $(KUBERNETES)" -o $@ k8s.io/kubernetes/test/e2e
+	@touch $@
+
+FOCUS    ?=
+PARALLEL ?= 4
+.PHONY: conformance
+conformance: $(UPSTREAM) $(BIN)/image $(BIN)/images/pause.tar ## upstream's [Conformance] specs against cluster NAME; FOCUS=regexp selects
+	@tools/install bash curl bind9-dnsutils netcat-openbsd iproute2 socat libc-bin busybox-static
+	@$(CONFORMANCE) build -o $(BIN)/conformance-run .
+	@$(BIN)/conformance-run -bin $(BIN) -name $(NAME) -focus '$(FOCUS)' -parallel $(PARALLEL)
+
 .PHONY: generate
 generate: ## compile the BPF programs into dataplane/bpfobj
 	@tools/install $(CLANG) llvm-19 libbpf-dev
