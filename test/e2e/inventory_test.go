@@ -18,6 +18,7 @@ type inventory map[string]bool
 
 func takeInventory() inventory {
 	found := inventory{}
+	defer found.forgetOtherClusters()
 	lines := func(kind string, argv ...string) {
 		out, _ := exec.Command(argv[0], argv[1:]...).Output()
 		for line := range strings.Lines(string(out)) {
@@ -47,6 +48,24 @@ func takeInventory() inventory {
 		}
 	}
 	return found
+}
+
+// forgetOtherClusters leaves out what belongs to clusters that run beside ours
+// and change on their own.
+func (found inventory) forgetOtherClusters() {
+	others, _ := os.ReadDir("/var/lib/weft")
+	for _, other := range others {
+		if other.Name() == name {
+			continue
+		}
+		for thing := range found {
+			for _, mark := range []string{"/weft/" + other.Name(), "weft-" + other.Name(), "w-" + other.Name() + "-"} {
+				if strings.Contains(thing, mark) {
+					delete(found, thing)
+				}
+			}
+		}
+	}
 }
 
 // leftovers reports what is there now and was not before. Namespaces and
