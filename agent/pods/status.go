@@ -29,10 +29,7 @@ func status(f facts, p plan, nodeIPs []netip.Addr) corev1.PodStatus {
 		s.StartTime = seconds(f.now)
 	}
 	s.ContainerStatuses, s.InitContainerStatuses, s.EphemeralContainerStatuses = nil, nil, nil
-	fallback := reasonContainerCreating
-	if len(f.pod.Spec.InitContainers) > 0 {
-		fallback = reasonPodInitializing
-	}
+	fallback := f.notStarted()
 	for i := range f.pod.Spec.InitContainers {
 		s.InitContainerStatuses = append(s.InitContainerStatuses, f.containerStatus(&f.pod.Spec.InitContainers[i], p, fallback))
 	}
@@ -141,9 +138,18 @@ func (f facts) instanceStatus(c *corev1.Container, x *container, old *corev1.Con
 			StartedAt: *seconds(x.started), FinishedAt: *seconds(x.finished),
 		}
 	default:
-		out.State = waitingState(reasonContainerCreating, "")
+		out.State = waitingState(f.notStarted(), "")
 	}
 	return out
+}
+
+// notStarted is why a container waits that has not run yet; kubelet tells
+// PodInitializing of every container of a pod with init containers.
+func (f facts) notStarted() string {
+	if len(f.pod.Spec.InitContainers) > 0 {
+		return reasonPodInitializing
+	}
+	return reasonContainerCreating
 }
 
 func volumeMountStatuses(c *corev1.Container) []corev1.VolumeMountStatus {
