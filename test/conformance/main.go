@@ -121,7 +121,7 @@ func (o options) ginkgo(ctx context.Context, skip []string, junit string) error 
 	}
 	defer logFile.Close()
 	args := []string{
-		"--procs=" + strconv.Itoa(o.parallel), "--timeout=" + o.timeout.String(), "--no-color", "--silence-skips",
+		"--procs=" + strconv.Itoa(o.parallel), "--timeout=" + o.timeout.String(), "-v", "--no-color", "--silence-skips",
 		"--output-dir=" + filepath.Dir(junit), "--junit-report=" + filepath.Base(junit), "--keep-going",
 	}
 	if !o.all {

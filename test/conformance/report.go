@@ -107,35 +107,42 @@ func summarize(w io.Writer, results []result) {
 type progress struct {
 	out     io.Writer
 	pending []byte
+	named   string   // the last line that named a spec
+	head    [][]byte // of a spec that has ended and whose name may follow
 	done    int
 }
 
 // ended matches the head of a finished spec: "• [12.345 seconds]" and
-// "• [FAILED] [12.345 seconds]", followed by the name on the next line.
+// "• [FAILED] [12.345 seconds]". Its name is the next line if specs run in
+// parallel; else it was named when it began.
 var ended = regexp.MustCompile(`^•\s*(?:\[([A-Z ]+)\] )?\[([0-9.]+) seconds\]`)
 
 func (p *progress) Write(data []byte) (int, error) {
 	p.pending = append(p.pending, data...)
 	for {
-		head, rest, found := bytes.Cut(p.pending, []byte("\n"))
+		line, rest, found := bytes.Cut(p.pending, []byte("\n"))
 		if !found {
 			return len(data), nil
 		}
-		match := ended.FindSubmatch(head)
-		if match == nil {
-			p.pending = rest
-			continue
-		}
-		name, rest, found := bytes.Cut(rest, []byte("\n"))
-		if !found {
-			return len(data), nil // the name is still to come
-		}
+		p.line(line)
+		p.pending = rest
+	}
+}
+
+func (p *progress) line(line []byte) {
+	if bytes.HasPrefix(line, []byte("[sig-")) {
+		p.named = string(line)
+	}
+	if p.head != nil {
 		p.done++
 		mark := "✓"
-		if len(match[1]) > 0 {
+		if len(p.head[1]) > 0 {
 			mark = "✗"
 		}
-		fmt.Fprintf(p.out, "%s %4d  %ss  %s\n", mark, p.done, match[2], bytes.TrimSpace(name))
-		p.pending = rest
+		fmt.Fprintf(p.out, "%s %4d  %ss  %s\n", mark, p.done, p.head[2], p.named)
+		p.head = nil
+	}
+	if match := ended.FindSubmatch(line); match != nil {
+		p.head = [][]byte{nil, bytes.Clone(match[1]), bytes.Clone(match[2])}
 	}
 }

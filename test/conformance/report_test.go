@@ -34,15 +34,22 @@ func TestSummaryNamesFailuresAndCountsByGroup(t *testing.T) {
 }
 
 func TestProgressPrintsOneLinePerSpec(t *testing.T) {
-	var out strings.Builder
-	p := &progress{out: &out}
-	for _, chunk := range []string{"noise\n• [1.2", "34 seconds]\n", "[sig-apps] one\nmore\n", "• [FAILED] [60.000 seconds]\n[sig-apps] two\n"} {
-		if _, err := p.Write([]byte(chunk)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if want := "✓    1  1.234s  [sig-apps] one\n✗    2  60.000s  [sig-apps] two\n"; out.String() != want {
-		t.Errorf("%q, want %q", out.String(), want)
+	for name, chunks := range map[string][]string{
+		"in parallel":       {"noise\n• [1.2", "34 seconds]\n", "[sig-apps] one\nmore\n", "• [FAILED] [60.000 seconds]\n[sig-apps] two\n"},
+		"one after another": {"[sig-apps] one\nnoise\n• [1.234 seconds]\n---\n[sig-apps] two\n• [FAILED] [60.000 sec", "onds]\n\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out strings.Builder
+			p := &progress{out: &out}
+			for _, chunk := range chunks {
+				if _, err := p.Write([]byte(chunk)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if want := "✓    1  1.234s  [sig-apps] one\n✗    2  60.000s  [sig-apps] two\n"; out.String() != want {
+				t.Errorf("%q, want %q", out.String(), want)
+			}
+		})
 	}
 }
 
