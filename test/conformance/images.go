@@ -18,7 +18,11 @@ import (
 // debian are the programs that the tests run inside agnhost and the DNS test
 // image; a script (tools/install) puts their packages on this machine, and
 // they are copied from here together with the libraries they need.
-var debian = []string{"/usr/bin/bash", "/usr/bin/curl", "/usr/bin/dig", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/usr/bin/socat", "/usr/bin/getent"}
+var debian = []string{shell, "/usr/bin/curl", "/usr/bin/dig", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/usr/bin/socat", "/usr/bin/getent"}
+
+// shell is /bin/sh of the images: specs expect a shell that passes on variables
+// with names such as data-1, and busybox of Debian 12 does not.
+const shell = "/usr/bin/bash"
 
 // recipe is one image of upstream's tests, made of local files.
 type recipe struct {
@@ -173,6 +177,10 @@ func (o options) build(ctx context.Context, r recipe, archive string) error {
 	var names []string
 	for _, id := range r.ids {
 		names = append(names, imageutils.GetE2EImage(id))
+	}
+	if r.busybox {
+		r.links = append(slices.Clone(r.links), "/bin/sh="+shell)
+		r.programs = append(slices.Clone(r.programs), shell)
 	}
 	args := []string{"-name", strings.Join(names, ","), "-out", archive + ".new", "-entrypoint", r.entrypoint, "-cmd", r.cmd, "-user", r.user,
 		"-links", strings.Join(r.links, ","), "-dirs", strings.Join(r.dirs, ",")}

@@ -116,11 +116,6 @@ func (l *layer) text(target, content string) {
 }
 
 func (l *layer) fill(c content) error {
-	if c.busybox != "" {
-		if err := l.busybox(c.busybox); err != nil {
-			return err
-		}
-	}
 	for _, dir := range c.dirs {
 		if err := l.add(tar.Header{Name: strings.TrimSuffix(dir, "/") + "/", Typeflag: tar.TypeDir, Mode: 0o1777}, nil); err != nil {
 			return err
@@ -132,6 +127,11 @@ func (l *layer) fill(c content) error {
 			return fmt.Errorf("%q: write PATH=TARGET", link)
 		}
 		if err := l.add(tar.Header{Name: at, Typeflag: tar.TypeSymlink, Linkname: target}, nil); err != nil {
+			return err
+		}
+	}
+	if c.busybox != "" {
+		if err := l.busybox(c.busybox); err != nil {
 			return err
 		}
 	}
@@ -168,7 +168,8 @@ func (l *layer) file(source, target, mode string) error {
 	return l.add(tar.Header{Name: target, Mode: bits, Size: int64(len(content))}, content)
 }
 
-// busybox installs the program with a symbolic link for each applet it lists.
+// busybox installs the program with a symbolic link for each applet it lists,
+// except where another link stands already.
 func (l *layer) busybox(program string) error {
 	applets, err := exec.Command(program, "--list").Output()
 	if err != nil {
@@ -178,7 +179,7 @@ func (l *layer) busybox(program string) error {
 		return err
 	}
 	for applet := range strings.FieldsSeq(string(applets)) {
-		if applet == "busybox" {
+		if applet == "busybox" || l.made["bin/"+applet] {
 			continue
 		}
 		if err := l.add(tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "/bin/busybox"}, nil); err != nil {
@@ -197,7 +198,7 @@ func (l *layer) add(header tar.Header, content []byte) error {
 			return err
 		}
 	}
-	if header.Typeflag == tar.TypeDir {
+	if header.Typeflag == tar.TypeDir || header.Typeflag == tar.TypeSymlink {
 		l.made[strings.TrimSuffix(header.Name, "/")] = true
 	}
 	if err := l.archive.WriteHeader(&header); err != nil {
