@@ -27,17 +27,17 @@ spec:
   initContainers:
   - name: first
     image: registry.weft.local/busybox:1
-    command: [sh, -c, 'echo x >> /work/tries; [ $(wc -l < /work/tries) -ge 3 ]']
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, 'echo x >> /data/tries; [ $(wc -l < /data/tries) -ge 3 ]']
+    volumeMounts: [{name: work, mountPath: /data}]
   - name: second
     image: registry.weft.local/busybox:1
-    command: [sh, -c, 'cp /work/tries /work/seen']
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, 'cp /data/tries /data/seen']
+    volumeMounts: [{name: work, mountPath: /data}]
   containers:
   - name: app
     image: registry.weft.local/busybox:1
-    command: [sh, -c, 'wc -l < /work/seen; sleep infinity']
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, 'wc -l < /data/seen; sleep infinity']
+    volumeMounts: [{name: work, mountPath: /data}]
   volumes: [{name: work, emptyDir: {}}]
 `)
 	var pod *corev1.Pod
