@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 
+	"weft.dev/weft/agent/cgroup2"
 	"weft.dev/weft/agent/containerd"
 	"weft.dev/weft/agent/cri"
 	"weft.dev/weft/agent/join"
@@ -142,10 +143,11 @@ func ensureSandboxImage(ctx context.Context, archive string, runtime *cri.Client
 
 // openDataplane takes over what an earlier agent left in the kernel.
 func openDataplane(ctx context.Context, cfg Config) (*dataplane.Dataplane, error) {
-	cgroup, err := cfg.cgroup2Path()
+	root, err := cgroup2.Root()
 	if err != nil {
 		return nil, err
 	}
+	cgroup := filepath.Join(root, cfg.Cgroup)
 	if err := os.MkdirAll(cgroup, 0o755); err != nil {
 		return nil, err
 	}

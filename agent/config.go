@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"weft.dev/weft/agent/desired"
 	"weft.dev/weft/agent/join"
 	"weft.dev/weft/controlplane/api"
@@ -166,16 +164,4 @@ func awaitFile(ctx context.Context, path string) ([]byte, error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-// cgroup2Path is the node's cgroup in the cgroup2 hierarchy, which is below
-// /sys/fs/cgroup on hybrid hosts and at it on others.
-func (c Config) cgroup2Path() (string, error) {
-	for _, root := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
-		var fs unix.Statfs_t
-		if unix.Statfs(root, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-			return filepath.Join(root, c.Cgroup), nil
-		}
-	}
-	return "", errors.New("no cgroup2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified: mount one, services need it")
 }

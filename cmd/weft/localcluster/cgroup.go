@@ -11,25 +11,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// cgroup2Root is where the cgroup2 hierarchy is mounted: below
-// /sys/fs/cgroup on hybrid hosts, at it on others (the two places runc knows).
-func cgroup2Root() (string, error) {
-	for _, path := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
-		var fs unix.Statfs_t
-		if unix.Statfs(path, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-			return path, nil
-		}
-	}
-	return "", errors.New("no cgroup2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified; mount one: mount -t cgroup2 none /sys/fs/cgroup")
-}
+	"weft.dev/weft/agent/cgroup2"
+)
 
 // ensureSystemCgroup makes the cgroup of a node's own programs and returns its
 // path in the cgroup2 hierarchy. All that start below it, shims included, can
 // be found and killed through it.
 func ensureSystemCgroup(n Node) (string, error) {
-	root, err := cgroup2Root()
+	root, err := cgroup2.Root()
 	if err != nil {
 		return "", err
 	}

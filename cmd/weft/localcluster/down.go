@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft.dev/weft/agent/cgroup2"
 	"weft.dev/weft/cmd/weft/progress"
 )
 
@@ -57,7 +58,7 @@ func Down(_ context.Context, name string, display *progress.Display) error {
 }
 
 func (c *Cluster) kill() error {
-	root, err := cgroup2Root()
+	root, err := cgroup2.Root()
 	if err != nil {
 		return err
 	}

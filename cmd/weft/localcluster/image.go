@@ -5,11 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"weft.dev/weft/agent/cri"
 )
@@ -39,11 +38,10 @@ func (c *Cluster) LoadImage(ctx context.Context, archive string) ([]string, erro
 }
 
 func importImages(ctx context.Context, n Node, archive io.Reader) ([]string, error) {
-	socket := n.containerd("/").Socket()
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	runtime, err := cri.Dial(n.containerd("/").Socket(), slog.Default())
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	return cri.ImportImages(ctx, conn, archive)
+	defer runtime.Close()
+	return cri.ImportImages(ctx, runtime.Conn(), archive)
 }

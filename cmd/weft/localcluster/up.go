@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"weft.dev/weft/agent/cgroup2"
 	"weft.dev/weft/cmd/weft/progress"
 	"weft.dev/weft/cmd/weft/supervise"
 	"weft.dev/weft/controlplane/api"
@@ -117,7 +118,7 @@ func checkMachine(binDir string) error {
 	if len(missing) > 0 {
 		return fmt.Errorf("%s has no %s; build them with: make build", binDir, strings.Join(missing, ", "))
 	}
-	_, err := cgroup2Root()
+	_, err := cgroup2.Root()
 	return err
 }
 
