@@ -27,7 +27,8 @@ const (
 // Apply makes the kernel equal to s. It adds before it deletes and writes
 // what is referred to before what refers to it, so that traffic that is
 // allowed before and after flows in between. It carries on after an error and
-// returns all of them joined; calling it again finishes the work.
+// returns all of them joined: a PodError, ServiceError or RemovalError where
+// only that is missing. Calling it again finishes the work.
 func (d *Dataplane) Apply(ctx context.Context, s State) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -45,7 +46,9 @@ func (d *Dataplane) Apply(ctx context.Context, s State) error {
 	}
 	step(d.count(d.node.Add(map[uint32]bpfobj.MapsNode{0: devices.entry(s.Node)})))
 	step(d.count(d.networks.Add(networks)))
-	step(d.count(d.services.Apply(s.Services)))
+	if err := d.count(d.services.Apply(s.Services)); err != nil {
+		step(&ServiceError{err})
+	}
 	step(d.attachNode(devices))
 	step(d.attachSockets())
 
@@ -53,9 +56,13 @@ func (d *Dataplane) Apply(ctx context.Context, s State) error {
 	step(err)
 	step(d.setRoutes(append(routes, peer.Routes(peer.Own(s.Node), s.Peers, devices.overlay, devices.uplink)...)))
 
-	step(d.count(d.endpoints.Prune(endpoints)))
-	step(d.removePods(s.Pods))
-	step(d.count(d.networks.Prune(networks)))
+	if err := errors.Join(
+		d.count(d.endpoints.Prune(endpoints)),
+		d.removePods(s.Pods),
+		d.count(d.networks.Prune(networks)),
+	); err != nil {
+		step(&RemovalError{err})
+	}
 	if len(errs) == 0 && !d.current {
 		step(d.loader.PruneOld())
 		d.current = true

@@ -76,3 +76,21 @@ func (e *PodError) Error() string { return "pod sandbox " + e.SandboxID + ": " +
 
 // Unwrap returns the cause.
 func (e *PodError) Unwrap() error { return e.Err }
+
+// ServiceError is what kept some Services from being in place. The pods of
+// the State are in place all the same, unless a PodError says otherwise.
+type ServiceError struct{ Err error }
+
+func (e *ServiceError) Error() string { return "services: " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *ServiceError) Unwrap() error { return e.Err }
+
+// RemovalError is what kept something from being removed that the State no
+// longer has. All that it has is in place.
+type RemovalError struct{ Err error }
+
+func (e *RemovalError) Error() string { return "remove what is left: " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *RemovalError) Unwrap() error { return e.Err }

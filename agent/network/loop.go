@@ -122,7 +122,12 @@ func (n *Network) finish(changes uint64, ofPods map[string]error, other error) e
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.lastErr = other
-	n.applied = n.applied || other == nil
+	if !n.applied && other == nil {
+		n.applied = true
+		if n.cfg.OnReady != nil {
+			n.cfg.OnReady()
+		}
+	}
 	var still []waiter
 	for _, w := range n.waiters {
 		if w.change > changes || !w.settle(ofPods[w.sandboxID], other) {
@@ -178,7 +183,8 @@ func (w waiter) settle(ofPod, other error) bool {
 }
 
 // splitErrors separates the errors of single pods, by sandbox ID, from the
-// rest of what Apply returned.
+// rest of what Apply returned that concerns pods: neither a Service that the
+// kernel does not take nor a leftover holds up any pod.
 func splitErrors(err error) (ofPods map[string]error, other error) {
 	ofPods = map[string]error{}
 	var visit func(err, whole error)
@@ -187,6 +193,7 @@ func splitErrors(err error) (ofPods map[string]error, other error) {
 		case nil:
 		case *dataplane.PodError:
 			ofPods[e.SandboxID] = errors.Join(ofPods[e.SandboxID], whole)
+		case *dataplane.ServiceError, *dataplane.RemovalError:
 		case interface{ Unwrap() []error }:
 			for _, each := range e.Unwrap() {
 				visit(each, each)

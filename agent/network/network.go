@@ -52,6 +52,9 @@ type Config struct {
 	// DelDir is where weft-cni leaves DELs while we are away:
 	// wire.NetConf.DelDir.
 	DelDir string
+	// OnReady, if set, is called once, when Ready first returns nil. It must
+	// not block.
+	OnReady func()
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
 }
@@ -197,6 +200,20 @@ func (n *Network) prefixes(in desired.Inputs) bool {
 		return true
 	}
 	return n.isReady()
+}
+
+// Ready returns what keeps this node from giving pods a network, nil once the
+// node has pod prefixes and its kernel was brought in line with the cluster.
+func (n *Network) Ready() error {
+	if !n.isReady() {
+		return fmt.Errorf("network: node %s has no pod CIDR yet", n.cfg.NodeName)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.applied {
+		return errors.Join(errors.New("network: the node's dataplane is not in place yet"), n.lastErr)
+	}
+	return nil
 }
 
 func (n *Network) isReady() bool {

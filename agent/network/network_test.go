@@ -316,6 +316,65 @@ func TestSandboxesOfARebootedNodeAreNotApplied(t *testing.T) {
 	n.must(t, "DEL", "old") // the runtime's own clean-up still finds it
 }
 
+func TestNodeIsReadyOnceItsKernelIsInLine(t *testing.T) {
+	k := newKernel()
+	k.fail(func(dataplane.State) error { return errors.New("no uplink") })
+	ready := make(chan struct{})
+	n, _, factory := create(t, t.TempDir(), k, fakeDevices{k}, nodeObject("10.244.1.0/24"))
+	n.cfg.OnReady = func() { close(ready) } // a second call would panic
+	if err := n.Ready(); err == nil || !strings.Contains(err.Error(), "no pod CIDR") {
+		t.Errorf("before the first pass: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	factory.Start(ctx.Done())
+	done := make(chan error)
+	go func() { done <- n.Run(ctx) }()
+	k.until(t, "an Apply fails", func() bool { return k.count() > 0 && n.lastError() != nil })
+	if err := n.Ready(); err == nil || !strings.Contains(err.Error(), "no uplink") {
+		t.Errorf("while Apply fails: %v", err)
+	}
+	k.fail(nil)
+	<-ready
+	if err := n.Ready(); err != nil {
+		t.Error(err)
+	}
+	// What goes wrong later is no reason to take the node's pods elsewhere.
+	k.fail(func(dataplane.State) error { return errors.New("out of memory") })
+	before := k.count()
+	wake(n.dirty)
+	k.until(t, "a later Apply fails", func() bool { return k.count() > before })
+	if err := n.Ready(); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func (n *Network) lastError() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.lastErr
+}
+
+func TestServicesThatTheKernelDoesNotTakeHoldUpNoPod(t *testing.T) {
+	for what, err := range map[string]error{
+		"a Service that does not fit":      &dataplane.ServiceError{Err: errors.New("map services is full")},
+		"a device that cannot be removed":  &dataplane.RemovalError{Err: errors.New("device is busy")},
+		"both, joined with other wrapping": fmt.Errorf("apply: %w", errors.Join(&dataplane.ServiceError{Err: errors.New("x")}, &dataplane.RemovalError{Err: errors.New("y")})),
+	} {
+		t.Run(what, func(t *testing.T) {
+			k := newKernel()
+			k.fail(func(s dataplane.State) error { k.state = s; return err })
+			n := start(t, t.TempDir(), k, nodeObject("10.244.1.0/24"))
+			n.mustAdd(t, "s1")
+			n.must(t, "STATUS", "")
+		})
+	}
+}
+
 func TestOnePodsFailureDoesNotHoldUpOthers(t *testing.T) {
 	k := newKernel()
 	k.fail(func(s dataplane.State) error {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -233,6 +235,35 @@ func TestRestartFlipsNoCondition(t *testing.T) {
 				t.Fatalf("%s\nbefore the restart: %s", after, before)
 			}
 			r.set(false)
+		}
+	})
+}
+
+func TestNodeIsReadyAtOnceWhenTheAgentIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI()
+		var isReadyNow atomic.Bool
+		n, stop := a.run(t, &fakeRuntime{}, func(c *Config) {
+			c.Ready = func() error {
+				if isReadyNow.Load() {
+					return nil
+				}
+				return errors.New("the pods of this node are not known yet")
+			}
+		})
+		defer stop()
+		<-n.Registered()
+		time.Sleep(time.Minute)
+		node := a.node(t)
+		if i := slices.IndexFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady }); i < 0 ||
+			node.Status.Conditions[i].Status != corev1.ConditionFalse || node.Status.Conditions[i].Message != "the pods of this node are not known yet" {
+			t.Errorf("conditions before: %v", node.Status.Conditions)
+		}
+		isReadyNow.Store(true)
+		n.Wake()
+		synctest.Wait()
+		if !isReady(a.node(t).Status) {
+			t.Error("not ready at once")
 		}
 	})
 }

@@ -45,6 +45,7 @@ type cluster struct {
 	dir     string
 
 	manager *Manager
+	onReady func()
 	stop    func()
 }
 
@@ -79,7 +80,7 @@ func (c *cluster) start() {
 		Runtime: c.runtime, Images: c.runtime, Volumes: c.volumes, Objects: c.objects, Prober: c.prober, Cgroups: c.cgroups,
 		KubeletDir: filepath.Join(c.dir, "kubelet"), LogDir: filepath.Join(c.dir, "logs"), CgroupParent: "/weft/n1",
 		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, ClusterDomain: "cluster.local",
-		Recorder: c.events,
+		Recorder: c.events, OnReady: c.onReady,
 	})
 	if err != nil {
 		c.t.Fatal(err)

@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -107,7 +108,9 @@ type Config struct {
 	ResolvConf string
 
 	Recorder record.EventRecorder
-	Log      *slog.Logger // nil = slog.Default()
+	// OnReady, if set, is called once, when Ready first returns nil.
+	OnReady func()
+	Log     *slog.Logger // nil = slog.Default()
 }
 
 // Manager runs the pods of one node.
@@ -125,6 +128,8 @@ type Manager struct {
 	workers  map[types.UID]*worker
 	admitted map[types.UID]*corev1.Pod
 	running  sync.WaitGroup
+
+	lookedAtPods, lookedAtRuntime atomic.Bool
 }
 
 // New validates cfg and registers for events. It starts nothing.
@@ -191,6 +196,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), m.synced...) {
 		return nil
 	}
+	m.lookedAtPods.Store(true)
 	m.mu.Lock()
 	m.ctx = ctx
 	m.mu.Unlock()
@@ -208,14 +214,28 @@ func (m *Manager) Run(ctx context.Context) error {
 	return err
 }
 
+// Ready returns what keeps pods from being run, nil once the pods of this node
+// are known from the API server and what runs of them from the runtime.
+func (m *Manager) Ready() error {
+	switch {
+	case !m.lookedAtPods.Load():
+		return errors.New("the pods of this node have not been read from the API server yet")
+	case !m.lookedAtRuntime.Load():
+		return errors.New("the container runtime has not been asked for this node's pods yet")
+	}
+	return nil
+}
+
 func (m *Manager) relistNowAndThen(ctx context.Context) {
-	ticker := time.NewTicker(relistPeriod)
-	defer ticker.Stop()
 	for {
+		period := relistPeriod
+		if !m.lookedAtRuntime.Load() {
+			period = observeRetry
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(period):
 			m.relist(ctx)
 		}
 	}
@@ -243,6 +263,8 @@ func (m *Manager) relist(ctx context.Context) {
 	orphans, err := m.orphans(ctx)
 	if err != nil {
 		m.log.Error("look for pods that are no longer wanted", "err", err)
+	} else if !m.lookedAtRuntime.Swap(true) && m.cfg.OnReady != nil {
+		m.cfg.OnReady()
 	}
 	for _, pod := range orphans {
 		m.log.Info("removing what is left of a pod", "pod", keyOf(pod), "uid", pod.UID)

@@ -2,6 +2,8 @@ package pods
 
 import (
 	"errors"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -496,6 +498,37 @@ func TestNewRequiresItsDependencies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		if _, err := New(Config{NodeName: "n1"}); err == nil || err.Error() != "pods: Config.Client is missing" {
 			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestAgentIsReadyOnceItKnowsItsPods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		if err := c.manager.Ready(); err != nil {
+			t.Errorf("running: %v", err)
+		}
+		c.stop()
+
+		// After a restart, with a runtime that does not answer yet.
+		wakes := 0
+		c.onReady = func() { wakes++ }
+		var answers atomic.Bool
+		c.runtime.Fail = func(call, _ string) error {
+			if call == "Sandboxes" && !answers.Load() {
+				return errors.New("connection refused")
+			}
+			return nil
+		}
+		c.start()
+		defer func() { c.stop() }()
+		if err := c.manager.Ready(); err == nil || !strings.Contains(err.Error(), "runtime") {
+			t.Errorf("without the runtime: %v", err)
+		}
+		answers.Store(true)
+		sleep(observeRetry)
+		if err := c.manager.Ready(); err != nil || wakes != 1 {
+			t.Errorf("with the runtime: %v, told %d times", err, wakes)
 		}
 	})
 }
