@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -42,6 +44,7 @@ type parts struct {
 	kernel         *dataplane.Dataplane
 	cluster, local informers.SharedInformerFactory
 	recorder       record.EventRecorder
+	metrics        *prometheus.Registry
 }
 
 // assemble makes every component of a node; none runs yet.
@@ -56,12 +59,15 @@ func assemble(cfg Config, settings desired.Settings, client kubernetes.Interface
 			})),
 		// The component is what tools that look for a node's events filter on.
 		recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: cfg.NodeName}),
+		metrics:  prometheus.NewRegistry(),
 	}
-	all, err := p.network()
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), kernel)
+	readiness := &readiness{}
+	all, err := p.network(readiness)
 	if err != nil {
 		return nil, err
 	}
-	podSide, err := p.pods()
+	podSide, err := p.pods(readiness)
 	if err != nil {
 		return nil, err
 	}
@@ -78,11 +84,35 @@ func assemble(cfg Config, settings desired.Settings, client kubernetes.Interface
 	}}), nil
 }
 
+// readiness is what a node's Ready condition rests on, the runtime aside. It is
+// filled while components are made and not changed once they run.
+type readiness struct {
+	conditions []func() error
+	wakeNode   func()
+}
+
+// changed has the node look again, if this installation keeps a Node object.
+func (r *readiness) changed() {
+	if r.wakeNode != nil {
+		r.wakeNode()
+	}
+}
+
+func (r *readiness) problem() error {
+	for _, condition := range r.conditions {
+		if err := condition(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // network makes the components that every installation has.
-func (p parts) network() (components, error) {
+func (p parts) network(readiness *readiness) (components, error) {
 	network, err1 := network.New(network.Config{
 		Settings: p.settings, Cluster: p.cluster, Dataplane: p.kernel,
 		StateDir: p.cfg.StateDir, SocketPath: p.cfg.cniSocket(), DelDir: p.cfg.delDir(),
+		OnReady: readiness.changed,
 	})
 	var listen []netip.AddrPort
 	for _, addr := range p.settings.NodeAddresses {
@@ -91,22 +121,28 @@ func (p parts) network() (components, error) {
 	dns, err2 := dns.New(dns.Config{
 		Cluster: p.cluster, Listen: listen, Domain: p.cfg.ClusterDomain, ClusterDNS: p.settings.ClusterDNS,
 		Prefixes:   append(p.settings.ClusterCIDRs, p.settings.ServiceCIDRs...),
-		ResolvConf: p.cfg.ResolvConf,
+		ResolvConf: p.cfg.ResolvConf, Registerer: p.metrics,
 	})
-	ingress, err3 := ingress.New(ingress.Config{NodeName: p.cfg.NodeName, Client: p.client, Cluster: p.cluster})
+	ingress, err3 := ingress.New(ingress.Config{NodeName: p.cfg.NodeName, Client: p.client, Cluster: p.cluster, Registerer: p.metrics})
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, err
 	}
+	readiness.conditions = append(readiness.conditions, network.Ready)
 	return components{{"network", network.Run}, {"dns", dns.Run}, {"ingress", ingress.Run}}, nil
 }
 
 // pods makes the components of a cluster of Weft's own: what kubelet does
 // elsewhere.
-func (p parts) pods() (components, error) {
+func (p parts) pods(readiness *readiness) (components, error) {
 	var manager *pods.Manager // wakes workers; set before anything runs
+	capacity, err := p.cfg.capacity()
+	if err != nil {
+		return nil, err
+	}
 	node, err1 := node.New(node.Config{
 		NodeName: p.cfg.NodeName, Addresses: p.settings.NodeAddresses, Labels: p.cfg.Labels,
-		Port: api.KubeletPort, MaxPods: int64(p.cfg.MaxPods), StateDir: p.cfg.StateDir, Version: p.cfg.Version,
+		Port: api.KubeletPort, Capacity: capacity, MaxPods: int64(p.cfg.MaxPods),
+		StateDir: p.cfg.StateDir, Version: p.cfg.Version, Ready: readiness.problem,
 		Client: p.client, Cluster: p.cluster, Runtime: p.runtime.RuntimeService(), Images: p.runtime.ImageService(),
 	})
 	objects, err2 := volumes.NewObjects(volumes.ObjectsConfig{
@@ -135,17 +171,19 @@ func (p parts) pods() (components, error) {
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, err
 	}
-	manager, err := pods.New(pods.Config{
+	manager, err = pods.New(pods.Config{
 		NodeName: p.cfg.NodeName, NodeIPs: p.settings.NodeAddresses, Client: p.client,
 		Local: p.local, Cluster: p.cluster, Runtime: p.runtime, Images: p.runtime,
 		Volumes: mounts, Objects: objects, Prober: prober,
 		KubeletDir: p.cfg.kubeletDir(), LogDir: p.cfg.logDir(), CgroupParent: p.cfg.Cgroup,
 		ClusterDNS: p.settings.ClusterDNS, ClusterDomain: p.cfg.ClusterDomain, ResolvConf: p.cfg.ResolvConf,
-		Recorder: p.recorder, Log: slog.Default(),
+		PodPids: p.cfg.PodPIDs, Recorder: p.recorder, OnReady: readiness.changed, Log: slog.Default(),
 	})
 	if err != nil {
 		return nil, err
 	}
+	readiness.conditions = append(readiness.conditions, manager.Ready)
+	readiness.wakeNode = node.Wake
 	serving, err := join.ServingCertificate(join.ServingConfig{
 		NodeName: p.cfg.NodeName, Dir: p.cfg.identityDir(), Client: p.client,
 		Addresses: p.settings.NodeAddresses, Hostnames: []string{p.cfg.NodeName},
@@ -157,6 +195,7 @@ func (p parts) pods() (components, error) {
 		NodeName: p.cfg.NodeName, Addresses: p.settings.NodeAddresses, Port: api.KubeletPort,
 		Certificate: serving.GetCertificate, ClientCAFile: filepath.Join(p.cfg.identityDir(), "ca.crt"),
 		Client: p.client, Pods: manager, Runtime: p.runtime.RuntimeService(),
+		Metrics: p.metrics, StateDir: p.cfg.StateDir,
 	})
 	if err != nil {
 		return nil, err

@@ -12,6 +12,9 @@ import (
 	"path/filepath"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
 	"weft.dev/weft/agent/desired"
 	"weft.dev/weft/agent/join"
 	"weft.dev/weft/controlplane/api"
@@ -28,6 +31,11 @@ type Config struct {
 	NodeIPs []string
 	Labels  map[string]string
 	MaxPods int32
+	// Capacity overrides what is measured of the machine, quantities by
+	// resource: a node that is not alone on its machine claims its share.
+	Capacity map[string]string
+	// PodPIDs limits the processes of each pod; 0 is no limit.
+	PodPIDs int64
 
 	// JoinFile is a file as the server writes it (join.json), waited for if it
 	// is not there yet; or else Server, Token and one of CAFile and CAHash are
@@ -78,6 +86,23 @@ func Defaults() Config {
 	}
 }
 
+// capacity reads Capacity.
+func (c Config) capacity() (corev1.ResourceList, error) {
+	list := corev1.ResourceList{}
+	var errs []error
+	for name, text := range c.Capacity {
+		quantity, err := resource.ParseQuantity(text)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("--capacity %s=%s: %w", name, text, err))
+		case quantity.Sign() < 0:
+			errs = append(errs, fmt.Errorf("--capacity %s=%s: is negative", name, text))
+		}
+		list[corev1.ResourceName(name)] = quantity
+	}
+	return list, errors.Join(errs...)
+}
+
 // parse reads the addresses of the configuration and reports every field that
 // cannot work, by the name of its flag.
 func (c Config) parse() (desired.Settings, error) {
@@ -99,6 +124,11 @@ func (c Config) parse() (desired.Settings, error) {
 	if c.Routing != string(dataplane.VXLAN) && c.Routing != string(dataplane.Native) {
 		errs = append(errs, fmt.Errorf("--routing: %q is neither vxlan nor native", c.Routing))
 	}
+	if c.PodPIDs < 0 {
+		errs = append(errs, fmt.Errorf("--pod-pids: %d is negative", c.PodPIDs))
+	}
+	_, err := c.capacity()
+	errs = append(errs, err)
 	s.NodeAddresses = parseEach("--node-ip", c.NodeIPs, netip.ParseAddr, &errs)
 	s.ClusterDNS = parseEach("--cluster-dns", c.ClusterDNS, netip.ParseAddr, &errs)
 	s.ClusterCIDRs = parseEach("--pod-cidr", c.PodCIDRs, netip.ParsePrefix, &errs)

@@ -70,7 +70,7 @@ func (d *Dataplane) Dump(w io.Writer) error {
 	}
 	section(out, "counters", lines)
 	lines = nil
-	usage := d.services.Usage()
+	usage := d.usage()
 	for _, name := range slices.Sorted(maps.Keys(usage)) {
 		lines = append(lines, fmt.Sprintf("%s\t%d of %d", name, usage[name][0], usage[name][1]))
 	}

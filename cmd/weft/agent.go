@@ -43,6 +43,8 @@ func agentCommand() *cobra.Command {
 	flags.StringVar(&c.ClusterDomain, "cluster-domain", c.ClusterDomain, "domain of the cluster's names")
 	flags.StringToStringVar(&c.Labels, "node-label", nil, "labels to register the node with")
 	flags.Int32Var(&c.MaxPods, "max-pods", c.MaxPods, "most pods on this node")
+	flags.StringToStringVar(&c.Capacity, "capacity", nil, "what the node claims of the machine, where that is not all: cpu=2,memory=4Gi,ephemeral-storage=20Gi")
+	flags.Int64Var(&c.PodPIDs, "pod-pids", 0, "most processes of each pod; 0 is no limit")
 	cmd.MarkFlagRequired("node-ip")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		dir, err := binDir()

@@ -276,6 +276,7 @@ func (c *Cluster) agentArgv(n Node, binDir string) []string {
 		"--routing=" + c.Routing,
 		"--pod-cidr=" + api.DefaultPodCIDR,
 		"--service-cidr=" + api.DefaultServiceCIDR,
+		"--capacity=" + c.share(measureMachine()),
 	}
 }
 
