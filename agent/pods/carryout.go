@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"weft.dev/weft/agent/cri"
+	"weft.dev/weft/agent/server/logs"
 	"weft.dev/weft/agent/volumes/downward"
 )
 
@@ -25,7 +26,7 @@ func (w *worker) carryOut(ctx context.Context, f facts, p plan) {
 		w.m.cfg.Objects.Acquire(pod)
 	}
 	for _, id := range p.remove {
-		w.begin(ctx, removeKey(id), func(ctx context.Context) error { return w.m.cfg.Runtime.RemoveContainer(ctx, id) })
+		w.begin(ctx, removeKey(id), func(ctx context.Context) error { return w.removeContainer(ctx, f, id) })
 	}
 	for _, id := range p.stopOrphans {
 		w.begin(ctx, removeKey(id), func(ctx context.Context) error { return w.removeSandbox(ctx, id) })
@@ -295,6 +296,22 @@ func (w *worker) removeCgroup(pod *corev1.Pod) error {
 		return w.m.cfg.Cgroups.Remove(path)
 	}
 	return nil
+}
+
+// removeContainer removes an ended container, its log first: once the
+// container is gone, nobody would know of the log.
+func (w *worker) removeContainer(ctx context.Context, f facts, id string) error {
+	for _, list := range f.observed.containers {
+		for _, c := range list {
+			if c.id != id || c.logPath == "" {
+				continue
+			}
+			if err := logs.Remove(w.logFile(c)); err != nil {
+				return err
+			}
+		}
+	}
+	return w.m.cfg.Runtime.RemoveContainer(ctx, id)
 }
 
 func (w *worker) removeSandbox(ctx context.Context, id string) error {

@@ -330,23 +330,22 @@ func (x failure) waiting(now time.Time, image string) waiting {
 
 // cleanUp plans to remove ended containers that are neither the newest of
 // their name nor the one before (for logs --previous), and old sandboxes
-// none of whose containers are needed.
+// without containers.
 func (f facts) cleanUp(p *plan) {
-	needed := map[string]bool{} // sandbox IDs
+	occupied := map[string]bool{} // sandbox IDs
 	for name, list := range f.observed.containers {
 		if f.busy[startKey(name)] {
 			return
 		}
 		for i, c := range list {
-			if i < 2 || c.state != stateExited {
-				needed[c.sandboxID] = true
-			} else if f.may(p, removeKey(c.id)) {
+			occupied[c.sandboxID] = true // it goes after its containers, whose logs would be left
+			if i >= 2 && c.state == stateExited && f.may(p, removeKey(c.id)) {
 				p.remove = append(p.remove, c.id)
 			}
 		}
 	}
 	for i, s := range f.observed.sandboxes {
-		if i > 0 && !needed[s.id] && !f.busy[opSandbox] && f.may(p, removeKey(s.id)) {
+		if i > 0 && !occupied[s.id] && !f.busy[opSandbox] && f.may(p, removeKey(s.id)) {
 			p.stopOrphans = append(p.stopOrphans, s.id)
 		}
 	}

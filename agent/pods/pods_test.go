@@ -2,6 +2,8 @@ package pods
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -529,6 +531,35 @@ func TestAgentIsReadyOnceItKnowsItsPods(t *testing.T) {
 		sleep(observeRetry)
 		if err := c.manager.Ready(); err != nil || wakes != 1 {
 			t.Errorf("with the runtime: %v, told %d times", err, wakes)
+		}
+	})
+}
+
+func TestLogsOfForgottenInstancesGoWithTheirRotatedParts(t *testing.T) {
+	inCluster(t, func(t *testing.T, c *cluster) {
+		dir := filepath.Join(c.dir, "logs", "default_web_uid-web", "app")
+		c.runtime.Script = func(config *runtimeapi.ContainerConfig) cri.Behaviour {
+			live := filepath.Join(filepath.Dir(dir), config.LogPath)
+			for _, file := range []string{live, live + ".20260101-000001.000000000"} {
+				if err := os.WriteFile(file, nil, 0o600); err != nil {
+					t.Error(err)
+				}
+			}
+			return cri.Behaviour{Exits: true, ExitCode: 1}
+		}
+		c.apply(plainPod)
+		sleep(35 * time.Second) // started at 0, 0, 10 and 30 s
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		want := "2.log 2.log.20260101-000001.000000000 3.log 3.log.20260101-000001.000000000"
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("logs %s, want %s", got, want)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -305,5 +306,75 @@ func TestRefusedReopeningLeavesTheLogInPlace(t *testing.T) {
 	}
 	if info, ok := exists(c.path); !ok || info.Size() == 0 {
 		t.Error("the log lost its name")
+	}
+}
+
+func TestRotationThatWasCutShortIsFinished(t *testing.T) {
+	c := startContainer(t)
+	c.print(t, lines(0, 10))
+	if err := os.Rename(c.path, c.path+".20260101-000001.000000000"); err != nil {
+		t.Fatal(err) // and then the agent was killed
+	}
+	r := &Rotator{Runtime: &fakeRuntime{t: t, c: c}, MaxSize: 100, MaxFiles: 2}
+	if err := r.pass(t.Context(), map[string]string{}); err != nil {
+		t.Fatal(err)
+	}
+	c.print(t, lines(10, 12))
+	if info, ok := exists(c.path); !ok || info.Size() == 0 {
+		t.Error("the container still writes to the renamed file")
+	}
+}
+
+func TestFollowStaysWithTheOldFileWhileTheRuntimeWritesToIt(t *testing.T) {
+	c := startContainer(t)
+	out, done := c.follow(t.Context(), All())
+	c.print(t, lines(0, 1))
+	out.await(t, plain(0, 1))
+	if err := os.Rename(c.path, c.path+".20260101-000001.000000000"); err != nil {
+		t.Fatal(err)
+	}
+	// The runtime makes the new file first and turns to it then.
+	next, err := os.OpenFile(c.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // for the follower to see it
+	c.print(t, lines(1, 2))
+	out.await(t, plain(0, 2))
+	c.file.Close()
+	c.file = next
+	c.print(t, lines(2, 3))
+	out.await(t, plain(0, 3))
+	c.running.Store(false)
+	c.file.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRemoveTakesAllPartsOfOneLogAlone(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"1.log", "1.log.20260101-000001.000000000", "1.log.20260101-000002.000000000", "11.log", "2.log", "2.log.20260101-000003.000000000"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := Remove(filepath.Join(dir, "1.log")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range left {
+		left[i] = filepath.Base(left[i])
+	}
+	if want := []string{"11.log", "2.log", "2.log.20260101-000003.000000000"}; !slices.Equal(left, want) {
+		t.Errorf("left: %v, want %v", left, want)
+	}
+	if err := Remove(filepath.Join(dir, "gone", "0.log")); err != nil {
+		t.Errorf("a log whose directory is gone: %v", err)
 	}
 }

@@ -36,6 +36,25 @@ func rotated(path string) ([]string, error) {
 	return names, nil
 }
 
+// Remove deletes the log at path, its earlier parts included. It may be
+// repeated; a log that is not there is not an error.
+func Remove(path string) error {
+	names, err := rotated(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range append(names, path) {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove log: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // openAll opens every part. A file that is renamed meanwhile is seen once:
 // the live file is opened first, and left out if it turns up again.
 func openAll(path string) ([]*os.File, error) {
@@ -210,7 +229,18 @@ func (p *parts) newer() ([]*os.File, error) {
 	for _, f := range files[:after] {
 		f.Close()
 	}
-	return files[after:], nil
+	files = files[after:]
+	if len(files) == 1 && isEmpty(files[0]) {
+		// The runtime makes the new file before it turns away from ours.
+		files[0].Close()
+		return nil, nil
+	}
+	return files, nil
+}
+
+func isEmpty(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Size() == 0
 }
 
 func sameInfo(f *os.File, info os.FileInfo) bool {

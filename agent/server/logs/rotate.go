@@ -94,10 +94,17 @@ func (r *Rotator) pass(ctx context.Context, paths map[string]string) error {
 
 // rotate renames the live file if it is large and has the runtime open a new
 // one. If the runtime does not, the file gets its name back: the container
-// writes on, and the next pass tries again.
+// writes on, and the next pass tries again. Without a live file, an agent was
+// killed between the two steps.
 func (r *Rotator) rotate(ctx context.Context, id, path string) error {
+	if path == "" {
+		return nil
+	}
 	info, ok := exists(path)
-	if path == "" || !ok || info.Size() < r.MaxSize {
+	if !ok {
+		return r.finish(ctx, id, path)
+	}
+	if info.Size() < r.MaxSize {
 		return nil
 	}
 	part := path + "." + time.Now().UTC().Format("20060102-150405.000000000")
@@ -106,6 +113,18 @@ func (r *Rotator) rotate(ctx context.Context, id, path string) error {
 	}
 	if _, err := r.Runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err != nil {
 		return errors.Join(fmt.Errorf("reopen log of container %s: %w", id, err), os.Rename(part, path))
+	}
+	return r.prune(path)
+}
+
+// finish has the runtime open a new file if there are earlier parts. A log
+// without any is the runtime's business.
+func (r *Rotator) finish(ctx context.Context, id, path string) error {
+	if parts, err := rotated(path); err != nil || len(parts) == 0 {
+		return nil // an error means that the pod is being removed
+	}
+	if _, err := r.Runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err != nil {
+		return fmt.Errorf("reopen log of container %s: %w", id, err)
 	}
 	return r.prune(path)
 }
