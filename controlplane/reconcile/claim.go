@@ -18,6 +18,8 @@ type Claimant struct {
 	Object   metav1.Object
 	Kind     schema.GroupVersionKind
 	Selector labels.Selector
+	// Accepts, if set, says which objects are eligible besides what Selector says.
+	Accepts func(metav1.Object) bool
 	// Live reads Object from the API server, past every cache.
 	Live func(ctx context.Context) (metav1.Object, error)
 	// Finalizers are set with adoption and taken away with release.
@@ -41,7 +43,7 @@ func Claim[T metav1.Object](ctx context.Context, claimant Claimant, objects []T,
 	)
 	for _, object := range objects {
 		ref := metav1.GetControllerOfNoCopy(object)
-		matches := claimant.Selector.Matches(labels.Set(object.GetLabels()))
+		matches := claimant.Selector.Matches(labels.Set(object.GetLabels())) && (claimant.Accepts == nil || claimant.Accepts(object))
 		switch {
 		case ref != nil && ref.UID != claimant.Object.GetUID():
 		case ref != nil && matches:

@@ -107,6 +107,10 @@ func TestClaim(t *testing.T) {
 		p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 		return p
 	}
+	named := func(p *corev1.Pod, name string) *corev1.Pod {
+		p.Name = name
+		return p
+	}
 	replaced := owner.DeepCopy()
 	replaced.UID = "another"
 	adopt := `{"metadata":{"uid":"p","ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"owner","uid":"me","controller":true,"blockOwnerDeletion":true}]}}`
@@ -126,6 +130,8 @@ func TestClaim(t *testing.T) {
 		{"leaves an orphan that does not match", owner, owner, object("db", ""), false, "", false},
 		{"leaves an orphan that is being deleted", owner, owner, deleting(object("web", "")), false, "", false},
 		{"leaves what another controls", owner, owner, object("web", "other"), false, "", false},
+		{"leaves an orphan that it does not accept", owner, owner, named(object("web", ""), "stranger"), false, "", false},
+		{"releases what it does not accept", owner, owner, named(object("web", "me"), "stranger"), false, release, false},
 		{"releases what no longer matches", owner, owner, object("db", "me"), false, release, false},
 		{"releases nothing while being deleted", deleting(owner), nil, object("db", "me"), false, "", false},
 		{"adopts nothing while being deleted", deleting(owner), nil, object("web", ""), false, "", false},
@@ -138,6 +144,7 @@ func TestClaim(t *testing.T) {
 			mine, err := Claim(t.Context(), Claimant{
 				Object: c.owner, Kind: kind,
 				Selector: labels.SelectorFromSet(labels.Set{"app": "web"}),
+				Accepts:  func(object metav1.Object) bool { return object.GetName() != "stranger" },
 				Live: func(context.Context) (metav1.Object, error) {
 					if c.live == nil {
 						return nil, errors.New("must not be read")
