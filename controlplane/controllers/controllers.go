@@ -14,6 +14,7 @@ import (
 	"weft.dev/weft/controlplane/controllers/deployment"
 	"weft.dev/weft/controlplane/controllers/endpointslice"
 	"weft.dev/weft/controlplane/controllers/ingressaccess"
+	"weft.dev/weft/controlplane/controllers/localvolume"
 	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
 	"weft.dev/weft/controlplane/controllers/servingcsr"
@@ -64,6 +65,7 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
 		{"serving-certificate-controller", runner(servingcsr.New)},
 		{"ingress-access-controller", runner(ingressaccess.New)},
+		{"local-volume-controller", runner(localvolume.New)},
 	}
 	var runners []reconcile.Runner
 	for _, b := range builders {

@@ -64,14 +64,18 @@ func render(name string, v Values) ([]*unstructured.Unstructured, error) {
 	}
 	var out bytes.Buffer
 	err = tmpl.Execute(&out, map[string]any{
-		"SystemNamespace":   api.SystemNamespace,
-		"AdminGroup":        pki.AdminGroup,
-		"KubeletClientUser": pki.KubeletClientUser,
-		"BootstrapGroup":    BootstrapGroup,
-		"IngressClass":      api.IngressClassName,
-		"IngressController": api.IngressController,
-		"ClusterDNS":        v.ClusterDNS,
-		"ClusterInfo":       v.ClusterInfo,
+		"SystemNamespace":        api.SystemNamespace,
+		"AdminGroup":             pki.AdminGroup,
+		"KubeletClientUser":      pki.KubeletClientUser,
+		"BootstrapGroup":         BootstrapGroup,
+		"IngressClass":           api.IngressClassName,
+		"IngressController":      api.IngressController,
+		"LocalStorageClass":      api.LocalStorageClass,
+		"LocalVolumeProvisioner": api.LocalVolumeProvisioner,
+		"LocalVolumeFinalizer":   api.LocalVolumeFinalizer,
+		"NodeLabel":              api.NodeLabel,
+		"ClusterDNS":             v.ClusterDNS,
+		"ClusterInfo":            v.ClusterInfo,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("render %s: %w", name, err)

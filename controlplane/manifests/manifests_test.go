@@ -2,12 +2,14 @@ package manifests
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -117,6 +119,35 @@ func TestNodesMayReadTheNetworkAndNoSecretsButThoseOfWeft(t *testing.T) {
 	role := find[rbacv1.Role](t, always, "Role", "weft:node")
 	if role.Namespace != "weft-system" {
 		t.Errorf("the role on Secrets is in namespace %q", role.Namespace)
+	}
+}
+
+// RBAC alone would let a node change every volume of the cluster.
+func TestNodesGetRightsOnVolumesAfterThePolicyThatLimitsThem(t *testing.T) {
+	always, _ := objects(t)
+	var order []string
+	for _, obj := range always {
+		if obj.GetName() == "weft:node-local-volumes" {
+			order = append(order, obj.GetKind())
+		}
+	}
+	want := []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ClusterRole", "ClusterRoleBinding"}
+	if !slices.Equal(order, want) {
+		t.Errorf("order is %v, want %v", order, want)
+	}
+}
+
+func TestTheLocalStorageClassIsTheDefaultAndLeftToUsers(t *testing.T) {
+	_, once := objects(t)
+	class := find[storagev1.StorageClass](t, once, "StorageClass", "local")
+	if class.Provisioner != "weft.dev/local" || *class.VolumeBindingMode != storagev1.VolumeBindingWaitForFirstConsumer || *class.ReclaimPolicy != corev1.PersistentVolumeReclaimDelete {
+		t.Errorf("class is %+v", class)
+	}
+	if class.Annotations["storageclass.kubernetes.io/is-default-class"] != "true" {
+		t.Error("it is not the default class")
+	}
+	if class.AllowVolumeExpansion != nil {
+		t.Error("claims could be expanded, which changes nothing on the node")
 	}
 }
 
