@@ -17,6 +17,10 @@ import (
 	"weft.dev/weft/agent/volumes/downward"
 )
 
+// mountReminder is how often a volume that still fails is reported; kubelet
+// repeats it with its attempts, in the end every 2 min 2 s.
+const mountReminder = 2 * time.Minute
+
 // carryOut begins the operations of a plan.
 func (w *worker) carryOut(ctx context.Context, f facts, p plan) {
 	pod := f.pod
@@ -70,15 +74,23 @@ func (w *worker) mount(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-// warnMounts reports each volume that failed.
+// warnMounts reports each volume that failed: at once what is new, and what
+// goes on as rarely as kubelet, at most every mountReminder.
 func (w *worker) warnMounts(pod *corev1.Pod, err error) {
 	errs := []error{err}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		errs = joined.Unwrap()
 	}
+	now, warned := time.Now(), map[string]time.Time{}
 	for _, err := range errs {
-		w.warn(pod, nil, eventFailedMount, err.Error())
+		cause := err.Error()
+		warned[cause] = w.warnedMounts[cause]
+		if now.Sub(warned[cause]) >= mountReminder {
+			warned[cause] = now
+			w.warn(pod, nil, eventFailedMount, cause)
+		}
 	}
+	w.warnedMounts = warned
 }
 
 // startSandbox stops what is left of earlier sandboxes and makes a new one.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -372,6 +373,37 @@ func TestFailedMountIsReportedAndRepeated(t *testing.T) {
 		c.volumes.failWith(nil)
 		sleep(10 * time.Second)
 		c.wantStatus("Running [ContainersReady Initialized PodReadyToStartContainers Ready]\napp: running, ready")
+	})
+}
+
+func TestEachCauseOfAFailedMountIsReportedOnceAndRarelyAgain(t *testing.T) {
+	inCluster(t, func(t *testing.T, c *cluster) {
+		mounts := func() (events []string) {
+			for _, e := range c.drainEvents() {
+				if cause, ok := strings.CutPrefix(e, "Warning FailedMount "); ok {
+					events = append(events, cause)
+				}
+			}
+			slices.Sort(events)
+			return events
+		}
+		want := func(when string, causes ...string) {
+			t.Helper()
+			if got := mounts(); !slices.Equal(got, causes) {
+				t.Errorf("%s: events %q, want %q", when, got, causes)
+			}
+		}
+		a, b := errors.New("a: not found"), errors.New("b: not found")
+		c.volumes.failWith(errors.Join(a, b))
+		c.apply(plainPod)
+		want("at first", "a: not found", "b: not found")
+		sleep(time.Minute)
+		want("while nothing changes")
+		c.volumes.failWith(errors.Join(a, errors.New("b: forbidden")))
+		sleep(20 * time.Second)
+		want("with a new cause", "b: forbidden")
+		sleep(50 * time.Second)
+		want("two minutes after the first", "a: not found")
 	})
 }
 

@@ -41,6 +41,10 @@ type worker struct {
 	// deleteSent: the API server was told that nothing is left.
 	deleteSent bool
 
+	// warnedMounts holds when each volume's failure was last reported, by its
+	// text; only used by the operation that mounts.
+	warnedMounts map[string]time.Time
+
 	// Only used by the worker's goroutine.
 	judged    bool // admission has been decided
 	rejected  *rejection

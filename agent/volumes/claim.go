@@ -42,7 +42,9 @@ func (m *Manager) claim(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 	if v.PersistentVolumeClaim != nil {
 		name = v.PersistentVolumeClaim.ClaimName
 	}
-	claim, err := m.cfg.Client.CoreV1().PersistentVolumeClaims(pod.Namespace).Get(ctx, name, metav1.GetOptions{})
+	claim, err := onceBound(ctx, func() (*corev1.PersistentVolumeClaim, error) {
+		return m.cfg.Client.CoreV1().PersistentVolumeClaims(pod.Namespace).Get(ctx, name, metav1.GetOptions{})
+	})
 	if apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("persistentvolumeclaim %q not found", name)
 	}
@@ -65,7 +67,9 @@ func (m *Manager) claim(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 
 // boundVolume returns the PersistentVolume that a claim is bound to.
 func (m *Manager) boundVolume(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
-	pv, err := m.cfg.Client.CoreV1().PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
+	pv, err := onceBound(ctx, func() (*corev1.PersistentVolume, error) {
+		return m.cfg.Client.CoreV1().PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
+	})
 	if apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("persistentvolume %q not found", claim.Spec.VolumeName)
 	}

@@ -81,7 +81,9 @@ func (t *tokens) request(ctx context.Context, pod *corev1.Pod, key tokenKey) (to
 		request.Spec.Audiences = []string{key.audience}
 	}
 	now := time.Now()
-	granted, err := t.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, key.account, request, metav1.CreateOptions{})
+	granted, err := onceBound(ctx, func() (*authenticationv1.TokenRequest, error) {
+		return t.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, key.account, request, metav1.CreateOptions{})
+	})
 	if err != nil {
 		return token{}, err
 	}

@@ -1,14 +1,17 @@
 package volumes
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
@@ -20,6 +23,7 @@ type issuer struct {
 	tokens
 	lifetime time.Duration
 	refusing bool
+	refusals []error // for the next requests
 	granted  int
 }
 
@@ -30,6 +34,11 @@ func newIssuer(lifetime time.Duration) *issuer {
 	client.PrependReactor("create", "serviceaccounts", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		if i.refusing {
 			return true, nil, fmt.Errorf("refused")
+		}
+		if len(i.refusals) > 0 {
+			err := i.refusals[0]
+			i.refusals = i.refusals[1:]
+			return true, nil, err
 		}
 		i.granted++
 		request := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenRequest).DeepCopy()
@@ -106,5 +115,35 @@ func TestForgottenPodsHaveNoTokens(t *testing.T) {
 	}
 	if got := i.now(t); got != "token 2" {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestARefusalCountsOnlyOnceTheServerKnowsTheBinding(t *testing.T) {
+	elsewhere := apierrors.NewForbidden(corev1.Resource("serviceaccounts"), "default", errors.New("node requested token bound to a pod scheduled on a different node"))
+	unknown := apierrors.NewNotFound(corev1.Resource("pods"), "web")
+	for title, test := range map[string]struct {
+		refusals []error
+		want     string
+		within   time.Duration
+	}{
+		"the pod runs elsewhere, for a moment":     {[]error{elsewhere, elsewhere, elsewhere}, "token 1", 100 * time.Millisecond},
+		"the pod does not exist, for a moment":     {[]error{unknown, elsewhere}, "token 1", 100 * time.Millisecond},
+		"the pod runs elsewhere for good":          {slices.Repeat([]error{elsewhere}, 100), "failed to fetch token: " + elsewhere.Error(), 3 * time.Second},
+		"the account does not exist":               {[]error{apierrors.NewNotFound(corev1.Resource("serviceaccounts"), "default")}, `failed to fetch token: serviceaccounts "default" not found`, 0},
+		"another error is for the caller to judge": {[]error{errors.New("connection refused")}, "failed to fetch token: connection refused", 0},
+	} {
+		t.Run(title, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				i := newIssuer(time.Hour)
+				i.refusals = test.refusals
+				begin := time.Now()
+				if got := i.now(t); got != test.want {
+					t.Errorf("got %s, want %s", got, test.want)
+				}
+				if took := time.Since(begin); took > test.within {
+					t.Errorf("took %s", took)
+				}
+			})
+		})
 	}
 }
