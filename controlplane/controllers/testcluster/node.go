@@ -10,7 +10,7 @@ import (
 )
 
 // Nodes plays scheduler and node agents: every pod is bound to the node that
-// it asks for, or to "node", is Ready after ready (never, if negative), and is
+// it asks for by name or node affinity, or to "node", is Ready after ready (never, if negative), and is
 // gone after stop from its deletion.
 func (c *Cluster) Nodes(ready, stop time.Duration) {
 	c.t.Helper()
@@ -34,7 +34,7 @@ func (c *Cluster) Nodes(ready, stop time.Duration) {
 func (c *Cluster) runPod(pod *corev1.Pod, ready time.Duration) {
 	c.change(pod, func(p *corev1.Pod) {
 		if p.Spec.NodeName == "" {
-			p.Spec.NodeName = "node"
+			p.Spec.NodeName = wantedNode(p)
 		}
 	})
 	c.SetPhase(pod, corev1.PodRunning)
@@ -42,6 +42,22 @@ func (c *Cluster) runPod(pod *corev1.Pod, ready time.Duration) {
 	if !broken && ready >= 0 && c.wait(ready) {
 		c.SetReady(pod, true)
 	}
+}
+
+// wantedNode returns the one node that the pod's node affinity allows, else "node".
+func wantedNode(pod *corev1.Pod) string {
+	affinity := pod.Spec.Affinity
+	if affinity == nil || affinity.NodeAffinity == nil || affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
+		return "node"
+	}
+	for _, term := range affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
+		for _, field := range term.MatchFields {
+			if field.Key == metav1.ObjectNameField && len(field.Values) == 1 {
+				return field.Values[0]
+			}
+		}
+	}
+	return "node"
 }
 
 func (c *Cluster) stopPod(pod *corev1.Pod, after time.Duration) {
