@@ -127,7 +127,7 @@ func TestNodesGetRightsOnVolumesAfterThePolicyThatLimitsThem(t *testing.T) {
 	always, _ := objects(t)
 	var order []string
 	for _, obj := range always {
-		if obj.GetName() == "weft:node-local-volumes" {
+		if obj.GetName() == "weft-node-local-volumes" {
 			order = append(order, obj.GetKind())
 		}
 	}
