@@ -15,9 +15,11 @@ import (
 	"weft.dev/weft/controlplane/controllers/endpointslice"
 	"weft.dev/weft/controlplane/controllers/ingressaccess"
 	"weft.dev/weft/controlplane/controllers/localvolume"
+	"weft.dev/weft/controlplane/controllers/job"
 	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
 	"weft.dev/weft/controlplane/controllers/servingcsr"
+	"weft.dev/weft/controlplane/controllers/statefulset"
 	"weft.dev/weft/controlplane/reconcile"
 )
 
@@ -61,6 +63,8 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"replicaset-controller", runner(replicaset.New)},
 		{"replication-controller", runner(replicaset.NewReplication)},
 		{"deployment-controller", runner(deployment.New)},
+		{"statefulset-controller", runner(statefulset.New)},
+		{"job-controller", runner(job.New)},
 		{"endpointslice-controller", runner(endpointslice.New)},
 		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
 		{"serving-certificate-controller", runner(servingcsr.New)},
