@@ -15,7 +15,6 @@ import (
 	"weft.dev/weft/controlplane/controllers/endpointslice"
 	"weft.dev/weft/controlplane/controllers/ingressaccess"
 	"weft.dev/weft/controlplane/controllers/localvolume"
-	"weft.dev/weft/controlplane/controllers/job"
 	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
 	"weft.dev/weft/controlplane/controllers/servingcsr"
@@ -64,7 +63,6 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"replication-controller", runner(replicaset.NewReplication)},
 		{"deployment-controller", runner(deployment.New)},
 		{"statefulset-controller", runner(statefulset.New)},
-		{"job-controller", runner(job.New)},
 		{"endpointslice-controller", runner(endpointslice.New)},
 		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
 		{"serving-certificate-controller", runner(servingcsr.New)},
