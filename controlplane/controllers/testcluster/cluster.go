@@ -45,6 +45,7 @@ type Cluster struct {
 
 	mu        sync.Mutex
 	refuse    func(kubetesting.Action) error
+	lose      func(kubetesting.Action) bool
 	version   int64
 	deletedAt map[types.UID]string
 	running   sync.WaitGroup
@@ -69,6 +70,14 @@ func (c *Cluster) Refuse(f func(kubetesting.Action) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.refuse = f
+}
+
+// Lose asks f after every accepted write from now on; if it returns true, the
+// client hears of a time-out instead. nil loses nothing.
+func (c *Cluster) Lose(f func(kubetesting.Action) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lose = f
 }
 
 // Env returns what a controller of that name is made from.
@@ -132,6 +141,9 @@ func (c *Cluster) guard(do reaction) kubetesting.ReactionFunc {
 			}
 		}
 		object, err := do(action)
+		if err == nil && c.lose != nil && c.lose(action) {
+			return true, nil, apierrors.NewTimeoutError("the answer was lost", 0)
+		}
 		return true, object, err
 	}
 }
@@ -184,12 +196,20 @@ func (c *Cluster) patch(action kubetesting.Action) (runtime.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	var precondition struct{ Metadata struct{ UID types.UID } }
+	var precondition struct {
+		Metadata struct {
+			UID             types.UID
+			ResourceVersion string
+		}
+	}
 	if err := json.Unmarshal(patch.GetPatch(), &precondition); err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
 	if uid := precondition.Metadata.UID; uid != "" && uid != storedMeta.GetUID() {
 		return nil, apierrors.NewConflict(action.GetResource().GroupResource(), patch.GetName(), fmt.Errorf("uid is %s", storedMeta.GetUID()))
+	}
+	if v := precondition.Metadata.ResourceVersion; v != "" && v != storedMeta.GetResourceVersion() {
+		return nil, apierrors.NewConflict(action.GetResource().GroupResource(), patch.GetName(), fmt.Errorf("have %s, got %s", storedMeta.GetResourceVersion(), v))
 	}
 	before, err := json.Marshal(stored)
 	if err != nil {

@@ -1,0 +1,218 @@
+package job
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
+
+	"weft.dev/weft/controlplane/reconcile"
+)
+
+// changePods deletes and creates what the plan says.
+func (c *Controller) changePods(ctx context.Context, key types.NamespacedName, job *batchv1.Job, plan plan) (outcome, error) {
+	out := outcome{discarded: sets.New[types.UID](), deleted: sets.New[types.UID]()}
+	var mu sync.Mutex
+	deleted := reconcile.Parallel(ctx, len(plan.Delete), func(ctx context.Context, i int) error {
+		pod := plan.Delete[i]
+		if plan.Discard && isTracked(pod) {
+			// Only in the state that was decided upon: it may have succeeded since.
+			if err := c.patch(ctx, key, pod, releasePatch(pod, pod.ResourceVersion)); err != nil && !apierrors.IsNotFound(err) {
+				return fmt.Errorf("discard pod %s: %w", pod.Name, err)
+			}
+			mu.Lock()
+			out.discarded.Insert(pod.UID)
+			mu.Unlock()
+		}
+		if err := c.delete(ctx, key, job, pod); err != nil {
+			return err
+		}
+		mu.Lock()
+		out.deleted.Insert(pod.UID)
+		mu.Unlock()
+		return nil
+	})
+	var created error
+	out.created, created = c.create(ctx, key, job, plan.Create)
+	return out, errors.Join(deleted, created)
+}
+
+func (c *Controller) delete(ctx context.Context, key types.NamespacedName, job *batchv1.Job, pod *corev1.Pod) error {
+	err := c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *metav1.NewPreconditionDeleteOptions(string(pod.UID)))
+	switch {
+	case err == nil:
+		c.events.Normal(job, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, and perhaps replaced
+	default:
+		c.events.Warning(job, "FailedDelete", "Error deleting: %v", err)
+		return fmt.Errorf("delete pod %s: %w", pod.Name, err)
+	}
+	c.deletions.Sent(key, pod.UID)
+	return nil
+}
+
+// create returns how many pods it made.
+func (c *Controller) create(ctx context.Context, key types.NamespacedName, job *batchv1.Job, pods []newPod) (int, error) {
+	n, err := reconcile.SlowStart(ctx, len(pods), func(ctx context.Context, i int) error {
+		created, err := c.client.CoreV1().Pods(job.Namespace).Create(ctx, podOf(job, pods[i]), metav1.CreateOptions{})
+		if err != nil {
+			if !reconcile.IsNamespaceTerminating(err) {
+				c.events.Warning(job, "FailedCreate", "Error creating: %v", err)
+			}
+			return err
+		}
+		c.fence.Wrote(key, c.podStore, created.ResourceVersion)
+		c.events.Normal(job, "SuccessfulCreate", "Created pod: %v", created.Name)
+		return nil
+	})
+	if reconcile.IsNamespaceTerminating(err) {
+		return n, nil
+	}
+	return n, err
+}
+
+// indexVariable tells containers their pod's index.
+const indexVariable = "JOB_COMPLETION_INDEX"
+
+// maxNamePrefix is what the API server keeps of a generateName.
+const maxNamePrefix = 58
+
+// podOf returns the pod to create.
+func podOf(job *batchv1.Job, p newPod) *corev1.Pod {
+	pod := reconcile.NewPod(&job.Spec.Template, job, gvk)
+	if !isTracked(pod) {
+		pod.Finalizers = append(pod.Finalizers, batchv1.JobTrackingFinalizer)
+	}
+	if p.index == noIndex {
+		return pod
+	}
+	index := strconv.Itoa(p.index)
+	pod.Labels = with(pod.Labels, batchv1.JobCompletionIndexAnnotation, index)
+	pod.Annotations = with(pod.Annotations, batchv1.JobCompletionIndexAnnotation, index)
+	if job.Spec.BackoffLimitPerIndex != nil {
+		pod.Annotations = with(pod.Annotations, batchv1.JobIndexFailureCountAnnotation, strconv.Itoa(p.failures))
+		if p.ignored > 0 {
+			pod.Annotations = with(pod.Annotations, batchv1.JobIndexIgnoredFailureCountAnnotation, strconv.Itoa(p.ignored))
+		}
+	}
+	end := "-" + index + "-"
+	pod.GenerateName = job.Name[:min(len(job.Name), maxNamePrefix-len(end))] + end
+	pod.Spec.Hostname = job.Name + "-" + index
+	addIndexVariable(pod.Spec.InitContainers)
+	addIndexVariable(pod.Spec.Containers)
+	return pod
+}
+
+func with(entries map[string]string, key, value string) map[string]string {
+	if entries == nil {
+		entries = map[string]string{}
+	}
+	entries[key] = value
+	return entries
+}
+
+// addIndexVariable leaves alone a container that has such a variable.
+func addIndexVariable(containers []corev1.Container) {
+	for i := range containers {
+		c := &containers[i]
+		if slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == indexVariable }) {
+			continue
+		}
+		c.Env = append(c.Env, corev1.EnvVar{Name: indexVariable, ValueFrom: &corev1.EnvVarSource{
+			FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.labels['" + batchv1.JobCompletionIndexAnnotation + "']"},
+		}})
+	}
+}
+
+// releasePatch takes the finalizer off this very pod; if version is not
+// empty, only in that version.
+func releasePatch(pod *corev1.Pod, version string) []byte {
+	metadata := map[string]any{
+		"uid":                                 pod.UID,
+		"$deleteFromPrimitiveList/finalizers": []string{batchv1.JobTrackingFinalizer},
+	}
+	if version != "" {
+		metadata["resourceVersion"] = version
+	}
+	data, _ := json.Marshal(map[string]any{"metadata": metadata}) // strings only: cannot fail
+	return data
+}
+
+// tell reports as events what has changed in the conditions.
+func (c *Controller) tell(job *batchv1.Job, status batchv1.JobStatus) {
+	for _, condition := range status.Conditions {
+		if slices.Contains(job.Status.Conditions, condition) {
+			continue
+		}
+		isTrue := condition.Status == corev1.ConditionTrue
+		switch {
+		case condition.Type == batchv1.JobSuspended && isTrue:
+			c.events.Normal(job, "Suspended", "%s", condition.Message)
+		case condition.Type == batchv1.JobSuspended:
+			c.events.Normal(job, "Resumed", "%s", condition.Message)
+		case condition.Type == batchv1.JobFailed && isTrue:
+			c.events.Warning(job, condition.Reason, "%s", condition.Message)
+		case condition.Type == batchv1.JobComplete && isTrue:
+			if n := job.Spec.Completions; n != nil && status.Succeeded > *n {
+				c.events.Warning(job, "TooManySucceededPods", "Too many succeeded pods running after completion count reached")
+			}
+			c.events.Normal(job, "Completed", "Job completed")
+		}
+	}
+}
+
+func differs(a, b batchv1.JobStatus) bool { return !equality.Semantic.DeepEqual(a, b) }
+
+// statusPeriod is how often a status is written of which only numbers change.
+const statusPeriod = time.Second
+
+// memory is what the controller knows of a Job that the API does not hold.
+// To lose it costs time, not correctness.
+type memory struct {
+	uid      types.UID
+	backoff  backoff
+	reported time.Time // when the status was written last
+}
+
+// memories holds the memory of each Job.
+type memories struct {
+	mu    sync.Mutex
+	byKey map[types.NamespacedName]memory
+}
+
+// of returns an empty memory for a Job that replaced another of its name.
+func (m *memories) of(key types.NamespacedName, uid types.UID) memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if known := m.byKey[key]; known.uid == uid {
+		return known
+	}
+	return memory{uid: uid}
+}
+
+func (m *memories) keep(key types.NamespacedName, known memory) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.byKey == nil {
+		m.byKey = map[types.NamespacedName]memory{}
+	}
+	m.byKey[key] = known
+}
+
+func (m *memories) forget(key types.NamespacedName) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.byKey, key)
+}
