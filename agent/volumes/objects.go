@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -42,7 +43,7 @@ type ObjectsConfig struct {
 	Log     *slog.Logger
 }
 
-// Objects is this node's view of the ConfigMaps and Secrets that its pods use. The Node authorizer lets a node read those, one by
+// Objects is this node's view of the ConfigMaps, Secrets and trust bundles that its pods use. The Node authorizer lets a node read those, one by
 // one by name, and nothing else, so there is one watch per object (fieldSelector metadata.name), shared by all pods that use it
 // and ended with the last of them. Immutable objects are read once and not watched. Its methods may be called concurrently.
 type Objects struct {
@@ -54,6 +55,8 @@ type Objects struct {
 	objects   map[ref]*object
 	pods      map[types.UID][]ref
 	listeners []func(types.UID)
+
+	trust trustBundles
 }
 
 // NewObjects validates cfg and returns an Objects that watches nothing yet.
@@ -66,6 +69,7 @@ func NewObjects(cfg ObjectsConfig) (*Objects, error) {
 	}
 	o := &Objects{cfg: cfg, objects: map[ref]*object{}, pods: map[types.UID][]ref{}}
 	o.ctx, o.stop = context.WithCancel(context.Background())
+	o.trust = trustBundles{client: cfg.Client, tell: o.tell, users: map[types.UID]bool{}}
 	if cfg.Changed != nil {
 		o.listeners = append(o.listeners, cfg.Changed)
 	}
@@ -82,6 +86,7 @@ func (o *Objects) Run(ctx context.Context) error {
 // Acquire makes the objects that pod refers to available until Release: those of its volumes, environment and image pull secrets.
 // It is idempotent; for a pod whose spec changed it adds what is new and drops what is not used any more.
 func (o *Objects) Acquire(pod *corev1.Pod) {
+	o.trust.acquire(o.ctx, pod)
 	wanted := refsOf(pod)
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -101,6 +106,7 @@ func (o *Objects) Acquire(pod *corev1.Pod) {
 
 // Release ends what Acquire began. It is idempotent.
 func (o *Objects) Release(podUID types.UID) {
+	o.trust.release(podUID)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, r := range o.pods[podUID] {
@@ -184,16 +190,20 @@ func (o *Objects) get(ctx context.Context, r ref) (any, error) {
 // changed tells every listener about the users of an object.
 func (o *Objects) changed(obj *object) {
 	o.mu.Lock()
-	listeners := slices.Clone(o.listeners)
-	users := make([]types.UID, 0, len(obj.users))
-	for uid := range obj.users {
-		users = append(users, uid)
-	}
+	users := slices.Collect(maps.Keys(obj.users))
 	o.mu.Unlock()
 	for _, uid := range users {
-		for _, listener := range listeners {
-			listener(uid)
-		}
+		o.tell(uid)
+	}
+}
+
+// tell calls every listener for a pod.
+func (o *Objects) tell(podUID types.UID) {
+	o.mu.Lock()
+	listeners := slices.Clone(o.listeners)
+	o.mu.Unlock()
+	for _, listener := range listeners {
+		listener(podUID)
 	}
 }
 

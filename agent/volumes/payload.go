@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,8 +21,8 @@ type payload = map[string]volumeutil.FileProjection
 // defaultMode is the mode of projected files if the volume does not say (the API server sets it).
 const defaultMode = int32(corev1.ConfigMapVolumeSourceDefaultMode)
 
-// tokenMode is the mode of a token whose readers are known by fsGroup or runAsUser. Any other token is readable as the volume says.
-const tokenMode = int32(0o600)
+// privateMode is the mode of a token or key whose readers are known by fsGroup or runAsUser. Any other is readable as the volume says.
+const privateMode = int32(0o600)
 
 // collect returns the files of one of the four kinds of volume that are made of API objects.
 func (m *Manager) collect(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (payload, error) {
@@ -65,18 +66,41 @@ func (m *Manager) sourceFiles(ctx context.Context, pod *corev1.Pod, v *corev1.Vo
 		if err != nil {
 			return nil, err
 		}
-		file := volumeutil.FileProjection{Data: []byte(token), Mode: mode, FsUser: volumeutil.FsUserFrom(pod)}
-		if file.FsUser != nil || fsGroup(pod) != nil {
-			file.Mode = tokenMode
-		}
-		return payload{source.ServiceAccountToken.Path: file}, nil
+		return payload{source.ServiceAccountToken.Path: privateFile(pod, []byte(token), mode)}, nil
 	case source.ClusterTrustBundle != nil:
-		return nil, unsupported("projected.sources[%d].clusterTrustBundle", index)
+		anchors, err := m.objects.trust.anchors(ctx, source.ClusterTrustBundle)
+		if err != nil {
+			return nil, err
+		}
+		return payload{source.ClusterTrustBundle.Path: privateFile(pod, anchors, mode)}, nil
 	case source.PodCertificate != nil:
-		return nil, unsupported("projected.sources[%d].podCertificate", index)
+		issued, err := m.certificates.get(ctx, pod, certificateKey{pod.UID, v.Name, index}, source.PodCertificate)
+		if err != nil {
+			return nil, err
+		}
+		files := payload{}
+		for path, data := range map[string][]byte{
+			source.PodCertificate.CredentialBundlePath: slices.Concat(issued.key, issued.chain),
+			source.PodCertificate.KeyPath:              issued.key,
+			source.PodCertificate.CertificateChainPath: issued.chain,
+		} {
+			if path != "" {
+				files[path] = privateFile(pod, data, mode)
+			}
+		}
+		return files, nil
 	default:
 		return nil, fmt.Errorf("projected.sources[%d]: names no source", index)
 	}
+}
+
+// privateFile is a file that only the pod's user or group may read, if they are known.
+func privateFile(pod *corev1.Pod, data []byte, mode int32) volumeutil.FileProjection {
+	file := volumeutil.FileProjection{Data: data, Mode: mode, FsUser: volumeutil.FsUserFrom(pod)}
+	if file.FsUser != nil || fsGroup(pod) != nil {
+		file.Mode = privateMode
+	}
+	return file
 }
 
 func (m *Manager) configMapFiles(ctx context.Context, pod *corev1.Pod, name string, items []corev1.KeyToPath, mode int32, optional *bool) (payload, error) {

@@ -18,7 +18,6 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
@@ -44,6 +43,7 @@ const (
 //	(nothing) ──ask──► pending ──Issued──► current ──beginRefreshAt──► current + pending ──Issued──► current …
 //	                      └──Denied, Failed──► refused, for good: the pod has to be made again
 type certificates struct {
+	ctx      context.Context // ends the watch
 	client   kubernetes.Interface
 	nodeName string
 	log      *slog.Logger
@@ -125,7 +125,7 @@ func (c *certificates) step(ctx context.Context, informer cache.SharedIndexInfor
 			return err
 		case ok:
 			known.settle(item.(*certificatesv1.PodCertificateRequest), time.Now())
-		case isPast(informer.LastSyncResourceVersion(), known.pending.resourceVersion):
+		case isPast(informer.GetStore().LastStoreSyncResourceVersion(), known.pending.resourceVersion):
 			known.pending = nil // somebody deleted it
 		}
 	}
@@ -198,12 +198,15 @@ func (c *certificates) request(ctx context.Context, pod *corev1.Pod, projection 
 		},
 	}, metav1.CreateOptions{})
 	if err != nil {
+		c.mu.Lock()
+		c.nodeUID = "" // perhaps the node's object is another one now
+		c.mu.Unlock()
 		return nil, err
 	}
 	return &certificateRequest{name: created.Name, resourceVersion: created.ResourceVersion, key: key}, nil
 }
 
-// node returns the UID of this node's object. It is asked for anew after a failure, as the object may have been replaced.
+// node returns the UID of this node's object.
 func (c *certificates) node(ctx context.Context) (types.UID, error) {
 	c.mu.Lock()
 	uid := c.nodeUID
@@ -270,4 +273,77 @@ func (c *certificates) entry(ctx context.Context, key certificateKey) (cache.Sha
 		return nil, nil, fmt.Errorf("cannot read podcertificaterequests: %w", context.Cause(ctx))
 	}
 	return informer, known, nil
+}
+
+// startInformer begins to watch this node's requests; the Node authorizer allows no others.
+func (c *certificates) startInformer() {
+	own := func(options *metav1.ListOptions) {
+		options.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", c.nodeName).String()
+	}
+	c.informer = certificatesinformers.NewFilteredPodCertificateRequestInformer(c.client, metav1.NamespaceAll, 0, cache.Indexers{}, own)
+	notify := func(object any) {
+		if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+			object = gone.Obj
+		}
+		c.mu.Lock()
+		close(c.changed)
+		c.changed = make(chan struct{})
+		c.mu.Unlock()
+		if request, ok := object.(*certificatesv1.PodCertificateRequest); ok {
+			c.tell(request.Spec.PodUID)
+		}
+	}
+	// The error is that of an informer which has stopped; this one has not begun.
+	_, _ = c.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: notify, DeleteFunc: notify, UpdateFunc: func(_, after any) { notify(after) },
+	})
+	go c.informer.RunWithContext(c.ctx)
+}
+
+// change returns a channel that is closed when any request changes after this call.
+func (c *certificates) change() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
+}
+
+// nextRenewal is when the first of a pod's certificates needs work; ok is false if it has none.
+func (c *certificates) nextRenewal(podUID types.UID) (at time.Time, ok bool) {
+	for _, known := range c.of(podUID) {
+		known.mu.Lock()
+		if known.refused == nil && !known.lookAt.IsZero() && (!ok || known.lookAt.Before(at)) {
+			at, ok = known.lookAt, true
+		}
+		known.mu.Unlock()
+	}
+	return at, ok
+}
+
+func (c *certificates) of(podUID types.UID) []*certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []*certificate
+	for key, known := range c.known {
+		if key.podUID == podUID {
+			list = append(list, known)
+		}
+	}
+	return list
+}
+
+// forget drops a pod's keys and certificates.
+func (c *certificates) forget(podUID types.UID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key := range c.known {
+		if key.podUID == podUID {
+			delete(c.known, key)
+		}
+	}
+}
+
+// isPast reports whether a store has seen the given version of the cluster's state.
+func isPast(seen, version string) bool {
+	order, err := resourceversion.CompareResourceVersion(seen, version)
+	return err == nil && order >= 0
 }

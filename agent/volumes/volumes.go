@@ -3,7 +3,8 @@
 //
 //	pods ──Mount(pod)──► Manager ──► KubeletDir/pods/UID/volumes/kubernetes.io~KIND/NAME
 //	                        ▲
-//	     Objects: one watch per ConfigMap and Secret in use;  tokens: renewed at 80 % of their life
+//	     Objects: one watch per ConfigMap and Secret in use, one for trust bundles
+//	     tokens, certificates: asked for and renewed in time
 //
 // The layout of directories, modes and owners is kubelet's, and so are the messages of failures, which agent/pods reports as
 // FailedMount events. What is on disk is the only state: a restarted agent mounts again over what is there, and finds what is
@@ -17,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,11 +50,12 @@ type Config struct {
 
 // Manager mounts and unmounts volumes. Its methods may be called concurrently; those about the same pod wait for each other.
 type Manager struct {
-	cfg     Config
-	podsDir string // free of symlinks
-	objects *Objects
-	tokens  *tokens
-	queue   workqueue.TypedRateLimitingInterface[types.UID]
+	cfg          Config
+	podsDir      string // free of symlinks
+	objects      *Objects
+	tokens       *tokens
+	certificates *certificates
+	queue        workqueue.TypedRateLimitingInterface[types.UID]
 
 	mu      sync.Mutex
 	mounted map[types.UID]*podVolumes
@@ -100,6 +103,10 @@ func New(cfg Config) (*Manager, error) {
 		podsDir: podsDir,
 		objects: cfg.Objects,
 		tokens:  &tokens{client: cfg.Client, log: cfg.Log, known: map[tokenKey]token{}},
+		certificates: &certificates{
+			ctx: cfg.Objects.ctx, client: cfg.Client, nodeName: cfg.NodeName, log: cfg.Log, tell: cfg.Objects.tell,
+			known: map[certificateKey]*certificate{}, changed: make(chan struct{}),
+		},
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[types.UID]()),
 		mounted: map[types.UID]*podVolumes{},
 	}
@@ -200,6 +207,7 @@ func (m *Manager) Unmount(_ context.Context, podUID types.UID) error {
 	}
 	m.objects.Release(podUID)
 	m.tokens.forget(podUID)
+	m.certificates.forget(podUID)
 	m.queue.Forget(podUID)
 	m.mu.Lock()
 	delete(m.mounted, podUID)
@@ -276,9 +284,12 @@ func (m *Manager) refresh(ctx context.Context, uid types.UID) error {
 	return errors.Join(failed...)
 }
 
-// scheduleRenewal queues a pod for the time when its first token needs to be replaced.
+// scheduleRenewal queues a pod for the time when its first token or certificate needs to be replaced.
 func (m *Manager) scheduleRenewal(uid types.UID) {
 	if at, ok := m.tokens.nextRenewal(uid); ok {
+		m.queue.AddAfter(uid, max(0, time.Until(at)))
+	}
+	if at, ok := m.certificates.nextRenewal(uid); ok {
 		m.queue.AddAfter(uid, max(0, time.Until(at)))
 	}
 }
@@ -337,15 +348,18 @@ func isLive(v *corev1.Volume) bool {
 }
 
 func hasDownwardFiles(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.DownwardAPI != nil }) ||
+		projects(pod, func(source *corev1.VolumeProjection) bool { return source.DownwardAPI != nil })
+}
+
+// projects reports whether a source of the pod's projected volumes is of a certain kind.
+func projects(pod *corev1.Pod, is func(*corev1.VolumeProjection) bool) bool {
 	for _, v := range pod.Spec.Volumes {
-		if v.DownwardAPI != nil {
-			return true
-		}
 		if v.Projected == nil {
 			continue
 		}
-		for _, source := range v.Projected.Sources {
-			if source.DownwardAPI != nil {
+		for i := range v.Projected.Sources {
+			if is(&v.Projected.Sources[i]) {
 				return true
 			}
 		}
