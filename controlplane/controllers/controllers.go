@@ -11,9 +11,11 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
+	"weft.dev/weft/controlplane/controllers/cronjob"
 	"weft.dev/weft/controlplane/controllers/deployment"
 	"weft.dev/weft/controlplane/controllers/endpointslice"
 	"weft.dev/weft/controlplane/controllers/ingressaccess"
+	"weft.dev/weft/controlplane/controllers/job"
 	"weft.dev/weft/controlplane/controllers/localvolume"
 	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
@@ -63,6 +65,8 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"replication-controller", runner(replicaset.NewReplication)},
 		{"deployment-controller", runner(deployment.New)},
 		{"statefulset-controller", runner(statefulset.New)},
+		{"job-controller", runner(job.New)},
+		{"cronjob-controller", runner(cronjob.New)},
 		{"endpointslice-controller", runner(endpointslice.New)},
 		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
 		{"serving-certificate-controller", runner(servingcsr.New)},
