@@ -90,7 +90,7 @@ lint: ## formatting, go vet, staticcheck
 .PHONY: test-unit
 test-unit: runtime images ## unit, BPF and real-kernel tests
 	@tools/install iproute2 iputils-ping
-	@WEFT_BIN=$(BIN) go test -timeout 20m $$(go list ./... | grep -v /test/)
+	@WEFT_BIN=$(BIN) go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
 
 .PHONY: test-e2e
 test-e2e: build images ## end-to-end tests on a cluster of their own
@@ -121,6 +121,20 @@ conformance: $(UPSTREAM) $(BIN)/image $(BIN)/images/pause.tar ## upstream's [Con
 	@tools/install bash curl bind9-dnsutils netcat-openbsd iproute2 socat libc-bin busybox-static
 	@$(CONFORMANCE) build -o $(BIN)/conformance-run .
 	@$(BIN)/conformance-run -bin $(BIN) -name $(NAME) -focus '$(FOCUS)' -parallel $(PARALLEL)
+
+# kube-proxy, which the benchmarks compare with, comes from a pinned module.
+$(BIN)/kube-proxy: tools/kubeproxy/go.mod
+	@mkdir -p $(BIN)
+	@tools/step "kube-proxy (several minutes the first time)" \
+		go -C tools/kubeproxy build -ldflags "-s -w $(KUBERNETES)" -o $@ k8s.io/kubernetes/cmd/kube-proxy
+	@touch $@
+
+BENCH ?=
+.PHONY: bench
+bench: build images $(BIN)/kube-proxy ## measure against plain pods, kube-proxy and bare CRI calls; BENCH=-help lists flags
+	@tools/install iptables nftables iproute2
+	@$(GOBUILD) -o $(BIN)/bench-run ./test/bench
+	@$(BIN)/bench-run -bin $(BIN) $(BENCH)
 
 .PHONY: generate
 generate: ## compile the BPF programs into dataplane/bpfobj
