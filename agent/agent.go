@@ -159,6 +159,7 @@ func openDataplane(ctx context.Context, cfg Config) (*dataplane.Dataplane, error
 }
 
 func (c Config) kubeletDir() string  { return filepath.Join(c.StateDir, "kubelet") }
+func (c Config) volumesDir() string  { return filepath.Join(c.StateDir, "volumes") }
 func (c Config) identityDir() string { return filepath.Join(c.StateDir, "identity") }
 func (c Config) logDir() string      { return filepath.Join(c.StateDir, "logs", "pods") }
 func (c Config) cniSocket() string   { return filepath.Join(c.RunDir, "cni.sock") }

@@ -142,7 +142,8 @@ func (p parts) pods(readiness *readiness) (components, error) {
 	node, err1 := node.New(node.Config{
 		NodeName: p.cfg.NodeName, Addresses: p.settings.NodeAddresses, Labels: p.cfg.Labels,
 		Port: api.KubeletPort, Capacity: capacity, MaxPods: int64(p.cfg.MaxPods),
-		StateDir: p.cfg.StateDir, Version: p.cfg.Version, Ready: readiness.problem,
+		Annotations: map[string]string{api.VolumesDirAnnotation: p.cfg.volumesDir()},
+		StateDir:    p.cfg.StateDir, Version: p.cfg.Version, Ready: readiness.problem,
 		Client: p.client, Cluster: p.cluster, Runtime: p.runtime.RuntimeService(), Images: p.runtime.ImageService(),
 	})
 	objects, err2 := volumes.NewObjects(volumes.ObjectsConfig{
@@ -150,8 +151,12 @@ func (p parts) pods(readiness *readiness) (components, error) {
 		Changed: func(uid types.UID) { manager.ObjectsChanged(uid) },
 	})
 	nodes := p.cluster.Core().V1().Nodes().Lister()
+	local, err := volumes.NewLocalDirs(p.cfg.volumesDir())
+	if err != nil {
+		return nil, err
+	}
 	mounts, err3 := volumes.New(volumes.Config{
-		NodeName: p.cfg.NodeName, KubeletDir: p.cfg.kubeletDir(), Client: p.client, Objects: objects,
+		NodeName: p.cfg.NodeName, KubeletDir: p.cfg.kubeletDir(), Client: p.client, Objects: objects, Local: local,
 		Allocatable: func() corev1.ResourceList {
 			self, err := nodes.Get(p.cfg.NodeName)
 			if err != nil {
@@ -168,7 +173,10 @@ func (p parts) pods(readiness *readiness) (components, error) {
 			manager.Event(pod, container, eventType, reason, message)
 		},
 	})
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	reclaimer, err5 := volumes.NewReclaimer(volumes.ReclaimerConfig{
+		NodeName: p.cfg.NodeName, Client: p.client, Dirs: local, Recorder: p.recorder,
+	})
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, err
 	}
 	manager, err = pods.New(pods.Config{
@@ -201,7 +209,7 @@ func (p parts) pods(readiness *readiness) (components, error) {
 		return nil, err
 	}
 	return components{
-		{"node", node.Run}, {"objects", objects.Run}, {"volumes", mounts.Run}, {"pods", manager.Run},
+		{"node", node.Run}, {"objects", objects.Run}, {"volumes", mounts.Run}, {"volume reclaimer", reclaimer.Run}, {"pods", manager.Run},
 		{"serving certificate", serving.Run}, {"server", server.Run},
 		{"log rotation", (&logs.Rotator{Runtime: p.runtime.RuntimeService()}).Run},
 	}, nil

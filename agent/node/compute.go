@@ -275,18 +275,27 @@ func newer(a, b string) bool {
 	return errX == nil && errY == nil && x > y
 }
 
-// labelPatch is a merge patch that adds the wanted labels; nil if all are there.
-func labelPatch(have, want map[string]string) []byte {
-	missing := map[string]string{}
-	for key, value := range want {
-		if present, ok := have[key]; !ok || present != value {
-			missing[key] = value
+// metadataPatch is a merge patch that adds the wanted labels and annotations;
+// nil if all are there.
+func metadataPatch(have, want *corev1.Node) []byte {
+	missing := map[string]map[string]string{}
+	add := func(field string, have, want map[string]string) {
+		for key, value := range want {
+			if present, ok := have[key]; ok && present == value {
+				continue
+			}
+			if missing[field] == nil {
+				missing[field] = map[string]string{}
+			}
+			missing[field][key] = value
 		}
 	}
+	add("labels", have.Labels, want.Labels)
+	add("annotations", have.Annotations, want.Annotations)
 	if len(missing) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	patch, err := json.Marshal(map[string]any{"metadata": missing})
 	if err != nil {
 		return nil // strings always encode
 	}

@@ -57,6 +57,8 @@ type Config struct {
 	// only when the Node is created.
 	Labels map[string]string
 	Taints []corev1.Taint
+	// Annotations tell the control plane about this node.
+	Annotations map[string]string
 	// Port is where this node's API (agent/server) listens.
 	Port int32
 
@@ -292,11 +294,11 @@ func (n *Node) takeChanges() {
 }
 
 // register creates the Node, or takes over the existing one and brings its
-// labels up to date.
+// labels and annotations up to date.
 func (n *Node) register(ctx context.Context, facts Facts, now time.Time) error {
 	nodes := n.cfg.Client.CoreV1().Nodes()
 	want := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.cfg.NodeName, Labels: n.labels(facts)},
+		ObjectMeta: metav1.ObjectMeta{Name: n.cfg.NodeName, Labels: n.labels(facts), Annotations: n.cfg.Annotations},
 		Spec:       corev1.NodeSpec{Taints: n.cfg.Taints},
 		Status:     compute(facts, corev1.NodeStatus{}, now),
 	}
@@ -310,9 +312,9 @@ func (n *Node) register(ctx context.Context, facts Facts, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("register node %s: %w", n.cfg.NodeName, err)
 	}
-	if patch := labelPatch(have.Labels, want.Labels); patch != nil {
+	if patch := metadataPatch(have, want); patch != nil {
 		if have, err = nodes.Patch(ctx, n.cfg.NodeName, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-			return fmt.Errorf("label node %s: %w", n.cfg.NodeName, err)
+			return fmt.Errorf("label and annotate node %s: %w", n.cfg.NodeName, err)
 		}
 	}
 	n.present = have

@@ -175,6 +175,25 @@ func TestNodeIsRegisteredWithLease(t *testing.T) {
 	})
 }
 
+func TestRestartBringsLabelsAndAnnotationsUpToDate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI()
+		n, stop := a.run(t, &fakeRuntime{}, func(c *Config) {
+			c.Labels, c.Annotations = map[string]string{"tier": "gold"}, map[string]string{"dir": "/old"}
+		})
+		<-n.Registered()
+		stop()
+		n, stop = a.run(t, &fakeRuntime{}, func(c *Config) {
+			c.Labels, c.Annotations = map[string]string{"tier": "iron"}, map[string]string{"dir": "/new"}
+		})
+		defer stop()
+		<-n.Registered()
+		if node := a.node(t); node.Labels["tier"] != "iron" || node.Annotations["dir"] != "/new" {
+			t.Errorf("labels %v, annotations %v", node.Labels, node.Annotations)
+		}
+	})
+}
+
 func TestUnchangedStatusIsWrittenEveryFiveMinutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI()

@@ -51,8 +51,10 @@ func (n *realNode) start() {
 	var manager *Manager
 	objects, err := volumes.NewObjects(volumes.ObjectsConfig{Client: n.client, Changed: func(uid types.UID) { manager.ObjectsChanged(uid) }})
 	must(err)
+	local, err := volumes.NewLocalDirs(filepath.Join(n.runtime.Dir, "volumes"))
+	must(err)
 	mounts, err := volumes.New(volumes.Config{NodeName: "n1", KubeletDir: filepath.Join(n.runtime.Dir, "kubelet"), Client: n.client,
-		Objects: objects, Allocatable: func() corev1.ResourceList { return nil }})
+		Objects: objects, Local: local, Allocatable: func() corev1.ResourceList { return nil }})
 	must(err)
 	prober, err := probes.New(probes.Config{Exec: n.runtime.ExecSync,
 		Changed: func(uid types.UID) { manager.Changed(uid) },

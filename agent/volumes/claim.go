@@ -30,6 +30,11 @@ func (m *Manager) mountClaim(ctx context.Context, pod *corev1.Pod, v *corev1.Vol
 		return mount, checkHostPath(pv.Spec.HostPath)
 	case pv.Spec.Local != nil:
 		mount.HostPath = pv.Spec.Local.Path
+		if isDynamicLocal(pv) {
+			if err := m.cfg.Local.ensure(pv); err != nil {
+				return Mount{}, err
+			}
+		}
 		return mount, m.prepareLocal(pod, v, pv, mount.ReadOnly)
 	default:
 		return Mount{}, fmt.Errorf("persistentvolume %q: %w", pv.Name, unsupported("spec.%s", persistentSourceField(&pv.Spec.PersistentVolumeSource)))

@@ -40,6 +40,7 @@ type Config struct {
 	KubeletDir string // absolute; see EnsureSharedDir
 	Client     kubernetes.Interface
 	Objects    *Objects
+	Local      *LocalDirs
 	// Allocatable returns what this node can give to pods, the default of limits in the downward API and of memory volumes.
 	Allocatable func() corev1.ResourceList
 	// Pods is the informer for this node's pods, which tells of changed labels and annotations. It may be nil: then calling
@@ -84,6 +85,8 @@ func New(cfg Config) (*Manager, error) {
 		return nil, errors.New("volumes: Client is missing")
 	case cfg.Objects == nil:
 		return nil, errors.New("volumes: Objects is missing")
+	case cfg.Local == nil:
+		return nil, errors.New("volumes: Local is missing")
 	case cfg.Allocatable == nil:
 		return nil, errors.New("volumes: Allocatable is missing")
 	}

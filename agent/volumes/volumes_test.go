@@ -30,6 +30,7 @@ type node struct {
 	t      *testing.T
 	client *fake.Clientset
 	dir    string
+	local  *LocalDirs
 	stop   func() // what Run does; may be called twice
 
 	mu       sync.Mutex
@@ -49,8 +50,11 @@ func newNode(t *testing.T, objects ...runtime.Object) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if n.local, err = NewLocalDirs(filepath.Join(t.TempDir(), "volumes")); err != nil {
+		t.Fatal(err)
+	}
 	manager, err := New(Config{
-		NodeName: "n1", KubeletDir: n.dir, Client: n.client, Objects: watched, Log: log,
+		NodeName: "n1", KubeletDir: n.dir, Client: n.client, Objects: watched, Local: n.local, Log: log,
 		Allocatable: func() corev1.ResourceList {
 			return corev1.ResourceList{"cpu": resource.MustParse("2"), "memory": resource.MustParse("1Gi")}
 		},
