@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	_ "time/tzdata" // time zones of CronJobs, on machines that have none
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
