@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// controllerManagerUser is whom upstream's side acts as.
+const controllerManagerUser = "system:kube-controller-manager"
+
+// upstreamControllers are what corresponds to Weft's own.
+var upstreamControllers = []string{
+	"deployment-controller", "replicaset-controller", "replicationcontroller-controller", "statefulset-controller",
+	"daemonset-controller", "job-controller", "cronjob-controller",
+	"endpoints-controller", "endpointslice-controller", "endpointslice-mirroring-controller",
+}
+
+// side is one set of controllers under test.
+type side struct {
+	name, part string
+	args       []string
+	// isLimited says that its own limits make it slow, so that it may be
+	// stopped before its end.
+	isLimited bool
+}
+
+// sides are all there are.
+var sides = []side{
+	{name: "weft", part: partOurs},
+	{name: "lifted", part: partUpstream, args: []string{"--kube-api-qps=100000", "--kube-api-burst=100000"}},
+	// As it comes: 20 requests per second and controller, bursts of 30.
+	{name: "default", part: partUpstream, isLimited: true},
+}
+
+// chosenSides returns the sides of a comma-separated list of names, in the
+// order of sides.
+func chosenSides(list string) ([]side, error) {
+	names := strings.Split(list, ",")
+	var picked []side
+	for _, s := range sides {
+		if slices.Contains(names, s.name) {
+			picked = append(picked, s)
+		}
+	}
+	if len(picked) != len(names) {
+		return nil, fmt.Errorf("-sides: %q must be some of weft, lifted, default", list)
+	}
+	return picked, nil
+}
+
+// measurement is what one side needed for one scenario.
+type measurement struct {
+	Side string `json:"side"`
+	// Seconds is the time from the first request to the awaited state.
+	Seconds float64 `json:"seconds"`
+	// Unfinished says why the scenario was stopped before its end; Seconds is
+	// the time until then.
+	Unfinished string `json:"unfinished,omitempty"`
+	// Calls are the controllers' requests by verb and resource.
+	Calls map[string]int `json:"calls"`
+	// Writes and Reads sum them up, without watches.
+	Writes int `json:"writes"`
+	Reads  int `json:"reads"`
+	// CPUSeconds is what the controllers' process used, user and system.
+	CPUSeconds float64 `json:"cpuSeconds"`
+	// PeakBytes is the largest resident size of the controllers' process.
+	PeakBytes int64 `json:"peakBytes"`
+	// ServerCPUSeconds is what store and API server used.
+	ServerCPUSeconds float64 `json:"serverCPUSeconds"`
+}
+
+// runner runs scenarios.
+type runner struct {
+	options
+	dir      string
+	progress *progress
+}
+
+// compare runs a scenario on the chosen sides, Weft first.
+func (b *runner) compare(ctx context.Context, s scenario) (comparison, error) {
+	c := comparison{Name: s.name, What: s.what, Pods: s.pods(&world{options: b.options})}
+	sides, err := chosenSides(b.sides)
+	if err != nil {
+		return c, err
+	}
+	for _, side := range sides {
+		var limit time.Duration
+		if side.isLimited && len(c.Sides) > 0 {
+			limit = max(time.Duration(c.Sides[0].Seconds*b.patience*float64(time.Second)), 5*time.Second)
+		}
+		m, err := b.measure(ctx, s, side, limit)
+		if err != nil {
+			return c, err
+		}
+		c.Sides = append(c.Sides, m)
+	}
+	return c, nil
+}
+
+var errPatience = errors.New("took too long")
+
+// measure runs a scenario on one side, and stops it after limit, if that is
+// not zero.
+func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.Duration) (m measurement, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m.Side = side.name
+	title := fmt.Sprintf("%s, %s", s.name, side.name)
+	b.progress.step("%s: starting the API server", title)
+	dir, err := os.MkdirTemp(b.dir, s.name+"-")
+	if err != nil {
+		return m, err
+	}
+	defer os.RemoveAll(dir)
+	server, kubeconfig, err := startCluster(ctx, dir, partAPIServer)
+	if err != nil {
+		return m, err
+	}
+	defer server.stop()
+	w, err := newWorld(ctx, b.options, kubeconfig, s)
+	if err != nil {
+		return m, err
+	}
+	controllers, err := b.startControllers(dir, kubeconfig, s, side)
+	if err != nil {
+		return m, err
+	}
+	defer controllers.stop()
+	w.alive = func() error { return errors.Join(server.alive(), controllers.alive()) }
+	b.progress.step("%s: preparing", title)
+	if err := w.warm(ctx); err != nil {
+		return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
+	}
+	if s.prepare != nil {
+		// Preparation goes through the same controllers and would take the
+		// limited side as long as the work itself; it is not measured.
+		w.report = func(what string, have, want int) {
+			b.progress.step("%s: preparing: %d of %d %s", title, have, want, what)
+		}
+		if err := s.prepare(ctx, w); err != nil {
+			return m, err
+		}
+	}
+	before, err := observe(ctx, w, server, controllers)
+	if err != nil {
+		return m, err
+	}
+	m.Unfinished, err = b.perform(ctx, s, w, title, limit)
+	m.Seconds = time.Since(before.at).Seconds()
+	if err != nil {
+		return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
+	}
+	after, err := settle(ctx, w, server, controllers)
+	if err != nil {
+		return m, err
+	}
+	m.fill(before, after)
+	b.progress.done("%s: %s", title, m)
+	return m, w.fleet.err()
+}
+
+// perform does the scenario's work. It returns how far it came if limit has
+// ended it.
+func (b *runner) perform(ctx context.Context, s scenario, w *world, title string, limit time.Duration) (unfinished string, err error) {
+	begin := time.Now()
+	last := ""
+	w.report = func(what string, have, want int) {
+		last = fmt.Sprintf("%d of %d %s", have, want, what)
+		b.progress.step("%s: %s (%ds)", title, last, int(time.Since(begin).Seconds()))
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, errPatience)
+		defer cancel()
+	}
+	err = s.work(ctx, w)
+	if err != nil && errors.Is(context.Cause(ctx), errPatience) {
+		return last, nil
+	}
+	return "", err
+}
+
+// startControllers starts the controllers under test.
+func (b *runner) startControllers(dir, kubeconfig string, s scenario, side side) (*process, error) {
+	if side.part == partOurs {
+		args := []string{"-kubeconfig", kubeconfig}
+		if b.profile != "" {
+			args = append(args, "-profile", filepath.Join(b.profile, s.name+".pprof"))
+		}
+		return start(dir, side.part, args...)
+	}
+	kubeconfig, err := asControllerManager(kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	return start(dir, side.part, append([]string{
+		"--kubeconfig=" + kubeconfig, "--controllers=" + strings.Join(upstreamControllers, ","),
+		"--leader-elect=false", "--secure-port=0",
+	}, side.args...)...)
+}
+
+// asControllerManager returns a kubeconfig that acts as kube-controller-manager,
+// as Weft's controllers act as service accounts: neither is exempt from the
+// API server's priority and fairness.
+func asControllerManager(admin string) (string, error) {
+	cfg, err := clientcmd.LoadFromFile(admin)
+	if err != nil {
+		return "", err
+	}
+	for _, user := range cfg.AuthInfos {
+		user.Impersonate = controllerManagerUser
+		user.ImpersonateGroups = []string{"system:authenticated"}
+	}
+	file := admin + ".upstream"
+	return file, clientcmd.WriteToFile(*cfg, file)
+}
+
+// state is what has been used up to a moment.
+type state struct {
+	at             time.Time
+	calls          calls
+	cpu, serverCPU time.Duration
+	peak           int64
+}
+
+func observe(ctx context.Context, w *world, server, controllers *process) (state, error) {
+	var s state
+	all, err := served(ctx, w.client)
+	if err != nil {
+		return s, err
+	}
+	s.calls = all.minus(w.sent.snapshot())
+	var errs [3]error
+	s.cpu, errs[0] = controllers.cpu()
+	s.serverCPU, errs[1] = server.cpu()
+	s.peak, errs[2] = controllers.peakMemory()
+	s.at = time.Now()
+	return s, errors.Join(errs[:]...)
+}
+
+// settle waits until the controllers have written nothing for a second, or for
+// ten seconds, so that what they do late counts too.
+func settle(ctx context.Context, w *world, server, controllers *process) (state, error) {
+	last, err := observe(ctx, w, server, controllers)
+	for range 10 {
+		if err != nil {
+			return last, err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return last, ctx.Err()
+		}
+		var next state
+		next, err = observe(ctx, w, server, controllers)
+		if err == nil && next.calls.writes() == last.calls.writes() {
+			return next, nil
+		}
+		last = next
+	}
+	return last, err
+}
+
+func (m *measurement) fill(before, after state) {
+	used := after.calls.minus(before.calls)
+	m.Calls = map[string]int{}
+	for k, n := range used {
+		m.Calls[k.Verb+" "+k.Resource] = n
+	}
+	m.Writes, m.Reads = used.writes(), used.reads()
+	m.CPUSeconds = (after.cpu - before.cpu).Seconds()
+	m.ServerCPUSeconds = (after.serverCPU - before.serverCPU).Seconds()
+	m.PeakBytes = after.peak
+}
+
+// String is the measurement on one line.
+func (m measurement) String() string {
+	end := ""
+	if m.Unfinished != "" {
+		end = ", stopped at " + m.Unfinished
+	}
+	return fmt.Sprintf("%.1f s, %d writes, %d reads, %.2f s of CPU, %d MiB%s", m.Seconds, m.Writes, m.Reads, m.CPUSeconds, m.PeakBytes>>20, end)
+}
+
+// idle measures a whole server that has nothing to do.
+func (b *runner) idle(ctx context.Context, s scenario) (*idleness, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dir, err := os.MkdirTemp(b.dir, s.name+"-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	b.progress.step("%s: starting weft-server", s.name)
+	server, kubeconfig, err := startCluster(ctx, dir, partServer)
+	if err != nil {
+		return nil, err
+	}
+	defer server.stop()
+	w, err := newWorld(ctx, b.options, kubeconfig, s)
+	if err != nil {
+		return nil, err
+	}
+	w.alive = server.alive
+	w.report = func(what string, have, want int) {
+		b.progress.step("%s: preparing: %d of %d %s", s.name, have, want, what)
+	}
+	if err := s.prepare(ctx, w); err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, server.tail())
+	}
+	b.progress.step("%s: waiting until nothing happens any more", s.name)
+	wait := func(d time.Duration) {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
+	}
+	wait(b.options.idle / 4)
+	before, err := server.cpu()
+	if err != nil {
+		return nil, err
+	}
+	b.progress.step("%s: watching for %s", s.name, b.options.idle)
+	wait(b.options.idle)
+	after, err := server.cpu()
+	if err != nil {
+		return nil, err
+	}
+	peak, err := server.peakMemory()
+	i := &idleness{
+		Deployments: w.scaled(1000), Seconds: b.options.idle.Seconds(),
+		CoreShare: (after - before).Seconds() / b.options.idle.Seconds(), PeakBytes: peak,
+	}
+	b.progress.done("%s: %s", s.name, i)
+	return i, errors.Join(err, ctx.Err())
+}

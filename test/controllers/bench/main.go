@@ -1,0 +1,211 @@
+// Command bench measures Weft's workload controllers against those of
+// upstream's kube-controller-manager, doing the same work.
+//
+//	bench (users and nodes) ──► apiserver ◄── ours | upstream | upstream, limits lifted
+//	  creates and edits objects   etcd and      the controllers under test, in a
+//	  binds pods, reports them    API server    process of their own
+//	  Running or Succeeded
+//
+// Every scenario runs once per side, each time on a fresh API server, started
+// as weft-server starts it, and with freshly started controllers. Upstream's
+// side is kube-controller-manager's own command with its workload controllers
+// enabled. Weft's is everything that controllers.New lists. Pods are bound by
+// the simulated nodes and not by a scheduler, so that nothing but the
+// controllers differs.
+//
+// Everything runs in a network namespace of its own and leaves nothing behind.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+)
+
+// inNamespace says to the program that it runs in its own network namespace.
+const inNamespace = "WEFT_BENCH_IN_NETWORK_NAMESPACE"
+
+type options struct {
+	scale     float64
+	scenarios string
+	sides     string
+	patience  float64
+	idle      time.Duration
+	json      string
+	dir       string
+	profile   string
+	parallel  int
+}
+
+func main() {
+	klog.SetSlogLogger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})))
+	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil && ctx.Err() == nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run runs one part of the benchmark in this process, or the whole of it.
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case partAPIServer:
+			return runAPIServer(ctx, args[1:])
+		case partServer:
+			return runServer(ctx, args[1:])
+		case partOurs:
+			return runOurs(ctx, args[1:])
+		case partUpstream:
+			return runUpstream(ctx, args[1:])
+		}
+	}
+	o, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if os.Getenv(inNamespace) == "" {
+		return isolate(ctx)
+	}
+	return bench(ctx, o)
+}
+
+func parse(args []string) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.Float64Var(&o.scale, "scale", 1, "multiplies every number of objects")
+	flags.StringVar(&o.scenarios, "scenarios", "", "comma-separated names of the scenarios to run (default: all): "+scenarioNames())
+	flags.StringVar(&o.sides, "sides", "weft,lifted,default", "comma-separated sides to run: Weft, upstream with its client limits lifted, upstream as it is")
+	flags.Float64Var(&o.patience, "patience", 6, "stop waiting for upstream with its default limits after this many times as long as Weft took")
+	flags.DurationVar(&o.idle, "idle", time.Minute, "how long to watch the idle server")
+	flags.StringVar(&o.json, "json", "", "file for the results as JSON")
+	flags.StringVar(&o.dir, "dir", "/dev/shm", "directory of the store; in memory, so that the disk is not measured")
+	flags.StringVar(&o.profile, "profile", "", "directory for CPU profiles of Weft's controllers")
+	flags.IntVar(&o.parallel, "parallel", 32, "requests that simulated nodes and users have in flight")
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), "Usage: bench [flags]\n\nCompares Weft's workload controllers with upstream's. Needs root.\n\n")
+		flags.PrintDefaults()
+		fmt.Fprint(flags.Output(), "\nExamples:\n  bench -scale 0.1\n  bench -scenarios create,jobs -json results.json\n")
+	}
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	switch {
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case o.scale <= 0:
+		return o, fmt.Errorf("-scale: must be positive, not %g", o.scale)
+	case o.patience < 1:
+		return o, fmt.Errorf("-patience: must be at least 1, not %g", o.patience)
+	case o.parallel < 1:
+		return o, fmt.Errorf("-parallel: must be at least 1, not %d", o.parallel)
+	}
+	_, err := chosen(o.scenarios)
+	_, sidesErr := chosenSides(o.sides)
+	return o, errors.Join(err, sidesErr)
+}
+
+// isolate runs the program again in a new network namespace, where every
+// address and port is free.
+func isolate(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root to make a network namespace: try sudo")
+	}
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inNamespace+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	return cmd.Run()
+}
+
+// bench runs the scenarios and prints what came of them.
+func bench(ctx context.Context, o options) error {
+	if err := addAddress(); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(o.dir, "weft-bench-")
+	if err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	scenarios, err := chosen(o.scenarios)
+	if err != nil {
+		return err
+	}
+	b := &runner{options: o, dir: dir, progress: newProgress(os.Stdout)}
+	results := results{Scale: o.scale}
+	for _, s := range scenarios {
+		if s.idle {
+			results.Idle, err = b.idle(ctx, s)
+		} else {
+			var c comparison
+			c, err = b.compare(ctx, s)
+			results.Scenarios = append(results.Scenarios, c)
+		}
+		if err != nil {
+			return fmt.Errorf("scenario %s: %w", s.name, err)
+		}
+	}
+	fmt.Println()
+	fmt.Print(results.table())
+	return save(o.json, results)
+}
+
+func save(file string, r results) error {
+	if file == "" {
+		return nil
+	}
+	data, err := r.encode()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, data, 0o644)
+}
+
+// progress says what happens now: one line that changes on a terminal, a line
+// per step elsewhere.
+type progress struct {
+	out      io.Writer
+	terminal bool
+	last     string
+}
+
+func newProgress(out *os.File) *progress {
+	info, err := out.Stat()
+	return &progress{out: out, terminal: err == nil && info.Mode()&os.ModeCharDevice != 0}
+}
+
+// step shows what is being done; it is replaced by the next.
+func (p *progress) step(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); p.terminal && text != p.last {
+		p.last = text
+		fmt.Fprintf(p.out, "\r\x1b[K… %s", text)
+	}
+}
+
+// done leaves a line.
+func (p *progress) done(format string, args ...any) {
+	start := ""
+	if p.terminal {
+		start = "\r\x1b[K"
+	}
+	fmt.Fprintf(p.out, "%s✓ %s\n", start, strings.TrimSpace(fmt.Sprintf(format, args...)))
+}
