@@ -80,6 +80,9 @@ func onceMayAdopt(claimant Claimant) func(context.Context) error {
 func checkLive(ctx context.Context, claimant Claimant) error {
 	live, err := claimant.Live(ctx)
 	switch {
+	case apierrors.IsNotFound(err):
+		// Not wrapped: a caller would take it for the orphan that is gone.
+		return fmt.Errorf("owner %s is gone: %w", claimant.Object.GetName(), ErrStale)
 	case err != nil:
 		return fmt.Errorf("read owner: %w", err)
 	case live.GetUID() != claimant.Object.GetUID():

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -113,6 +114,7 @@ func TestClaim(t *testing.T) {
 	}
 	replaced := owner.DeepCopy()
 	replaced.UID = "another"
+	gone := &corev1.Pod{}
 	adopt := `{"metadata":{"uid":"p","ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"owner","uid":"me","controller":true,"blockOwnerDeletion":true}]}}`
 	release := `{"metadata":{"uid":"p","ownerReferences":[{"$patch":"delete","uid":"me"}]}}`
 
@@ -137,6 +139,7 @@ func TestClaim(t *testing.T) {
 		{"adopts nothing while being deleted", deleting(owner), nil, object("web", ""), false, "", false},
 		{"adopts nothing if it is in truth being deleted", owner, deleting(owner), object("web", ""), false, "", true},
 		{"adopts nothing if it was in truth replaced", owner, replaced, object("web", ""), false, "", true},
+		{"adopts nothing, and does not go on, if it is in truth gone", owner, gone, object("web", ""), false, "", true},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -148,6 +151,9 @@ func TestClaim(t *testing.T) {
 				Live: func(context.Context) (metav1.Object, error) {
 					if c.live == nil {
 						return nil, errors.New("must not be read")
+					}
+					if c.live == gone {
+						return nil, apierrors.NewNotFound(corev1.Resource("pods"), "owner")
 					}
 					return c.live, nil
 				},
