@@ -1,0 +1,537 @@
+package daemonset
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubetesting "k8s.io/client-go/testing"
+
+	"weft.dev/weft/controlplane/controllers/testcluster"
+)
+
+// world is a cluster that runs the controller.
+type world struct {
+	*testcluster.Cluster
+	t *testing.T
+}
+
+// inWorld runs test in a cluster with the nodes n0 … n-1, where pods become
+// ready after a second and take two to end.
+func inWorld(t *testing.T, nodes int, test func(w world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world{testcluster.New(t), t}
+		w.Broken = "broken"
+		c, err := New(w.Env("daemon-set-controller"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range machines(nodes) {
+			w.addNode(n)
+		}
+		w.Nodes(time.Second, 2*time.Second)
+		w.Run(c)
+		test(w)
+		w.Pass(time.Second) // the informers take the last events
+	})
+}
+
+func (w world) addNode(n *corev1.Node) {
+	w.t.Helper()
+	testcluster.Must[*corev1.Node](w.t)(w.Client.CoreV1().Nodes().Create(w.t.Context(), n, metav1.CreateOptions{}))
+}
+
+func (w world) removeNode(name string) {
+	w.t.Helper()
+	if err := w.Client.CoreV1().Nodes().Delete(w.t.Context(), name, metav1.DeleteOptions{}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w world) editNode(name string, edit func(*corev1.Node)) {
+	w.t.Helper()
+	n := testcluster.Must[*corev1.Node](w.t)(w.Client.CoreV1().Nodes().Get(w.t.Context(), name, metav1.GetOptions{}))
+	edit(n)
+	testcluster.Must[*corev1.Node](w.t)(w.Client.CoreV1().Nodes().Update(w.t.Context(), n, metav1.UpdateOptions{}))
+}
+
+func (w world) create(ds *appsv1.DaemonSet) *appsv1.DaemonSet {
+	w.t.Helper()
+	ds.UID = ""
+	return testcluster.Must[*appsv1.DaemonSet](w.t)(w.Client.AppsV1().DaemonSets("ns").Create(w.t.Context(), ds, metav1.CreateOptions{}))
+}
+
+func (w world) get() *appsv1.DaemonSet {
+	w.t.Helper()
+	return testcluster.Must[*appsv1.DaemonSet](w.t)(w.Client.AppsV1().DaemonSets("ns").Get(w.t.Context(), "agent", metav1.GetOptions{}))
+}
+
+func (w world) edit(change func(*appsv1.DaemonSet)) {
+	w.t.Helper()
+	ds := w.get()
+	change(ds)
+	testcluster.Must[*appsv1.DaemonSet](w.t)(w.Client.AppsV1().DaemonSets("ns").Update(w.t.Context(), ds, metav1.UpdateOptions{}))
+}
+
+func (w world) pods() []corev1.Pod {
+	w.t.Helper()
+	return testcluster.Must[*corev1.PodList](w.t)(w.Client.CoreV1().Pods("ns").List(w.t.Context(), metav1.ListOptions{})).Items
+}
+
+// expect compares all pods, as "node image" with a note on those that
+// terminate or are not ready.
+func (w world) expect(want ...string) {
+	w.t.Helper()
+	var got []string
+	for _, p := range w.pods() {
+		line := targetNode(&p) + " " + p.Spec.Containers[0].Image
+		if p.DeletionTimestamp != nil {
+			line += " terminating"
+		} else if len(p.Status.Conditions) == 0 {
+			line += " starting"
+		}
+		got = append(got, line)
+	}
+	slices.Sort(got)
+	if g, w2 := strings.Join(got, ", "), strings.Join(want, ", "); g != w2 {
+		w.t.Errorf("pods\n got %s\nwant %s", g, w2)
+	}
+}
+
+func (w world) expectStatus(want string) {
+	w.t.Helper()
+	ds := w.get()
+	s := ds.Status
+	got := fmt.Sprintf("%d/%d/%d of %d", s.NumberAvailable, s.UpdatedNumberScheduled, s.CurrentNumberScheduled, s.DesiredNumberScheduled)
+	if s.NumberMisscheduled > 0 {
+		got += fmt.Sprintf(", %d misscheduled", s.NumberMisscheduled)
+	}
+	if got != want {
+		w.t.Errorf("available/updated/scheduled of desired: got %s, want %s", got, want)
+	}
+	if s.ObservedGeneration != ds.Generation {
+		w.t.Errorf("observed generation %d of %d", s.ObservedGeneration, ds.Generation)
+	}
+}
+
+func (w world) revisions() []appsv1.ControllerRevision {
+	w.t.Helper()
+	list := testcluster.Must[*appsv1.ControllerRevisionList](w.t)(w.Client.AppsV1().ControllerRevisions("ns").List(w.t.Context(), metav1.ListOptions{}))
+	slices.SortFunc(list.Items, func(a, b appsv1.ControllerRevision) int { return int(a.Revision - b.Revision) })
+	return list.Items
+}
+
+// eventReasons are those of all events, sorted, each once.
+func (w world) eventReasons() string {
+	w.t.Helper()
+	reasons := map[string]bool{}
+	for _, a := range w.Client.Actions() {
+		create, ok := a.(kubetesting.CreateAction)
+		if !ok || a.GetResource().Resource != "events" {
+			continue
+		}
+		e := create.GetObject().(*corev1.Event)
+		reasons[e.Reason] = true
+		if e.Source.Component != "daemonset-controller" {
+			w.t.Errorf("event %s is from %s", e.Reason, e.Source.Component)
+		}
+	}
+	return strings.Join(slices.Sorted(maps.Keys(reasons)), " ")
+}
+
+func TestNodesComeAndGo(t *testing.T) {
+	inWorld(t, 2, func(w world) {
+		w.create(with(func(ds *appsv1.DaemonSet) { ds.Spec.Template.Spec.NodeSelector = map[string]string{"disk": "ssd"} }))
+		w.Pass(3 * time.Second)
+		w.expect()
+		w.expectStatus("0/0/0 of 0")
+
+		w.editNode("n0", func(n *corev1.Node) { labelled(n, "disk", "ssd") })
+		w.addNode(labelled(machine("n9"), "disk", "ssd"))
+		w.Pass(3 * time.Second)
+		w.expect("n0 v1", "n9 v1")
+		w.expectStatus("2/2/2 of 2")
+
+		w.editNode("n0", func(n *corev1.Node) { labelled(n, "disk", "hdd") })
+		w.removeNode("n9")
+		w.Pass(time.Second)
+		w.expect("n0 v1 terminating", "n9 v1")
+		w.expectStatus("0/0/0 of 0, 1 misscheduled")
+		w.Pass(3 * time.Second)
+		w.expect("n9 v1") // for the pod garbage collector, which does not run here
+		w.expectStatus("0/0/0 of 0")
+		if got := w.eventReasons(); got != "SuccessfulCreate SuccessfulDelete" {
+			t.Errorf("events %s", got)
+		}
+	})
+}
+
+func TestTaintsOfANodeThatFails(t *testing.T) {
+	inWorld(t, 2, func(w world) {
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		notReady := func(n *corev1.Node) {
+			n.Spec.Taints = []corev1.Taint{taint(corev1.TaintNodeNotReady, corev1.TaintEffectNoSchedule), taint(corev1.TaintNodeNotReady, corev1.TaintEffectNoExecute)}
+		}
+		w.editNode("n0", notReady)
+		w.Pass(3 * time.Second)
+		w.expect("n0 v1", "n1 v1")
+		w.expectStatus("1/1/1 of 1, 1 misscheduled")
+
+		w.editNode("n0", func(n *corev1.Node) { n.Spec.Taints = nil })
+		w.Pass(3 * time.Second)
+		w.expectStatus("2/2/2 of 2")
+
+		w.editNode("n1", func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{taint("k", corev1.TaintEffectNoExecute)} })
+		w.Pass(5 * time.Second)
+		w.expect("n0 v1")
+		w.expectStatus("1/1/1 of 1")
+	})
+}
+
+func TestLabelsThatDoNotMatterCauseNoWork(t *testing.T) {
+	inWorld(t, 2, func(w world) {
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		before := len(w.Client.Actions())
+		w.editNode("n0", func(n *corev1.Node) { labelled(n, "colour", "blue") })
+		w.Pass(time.Hour)
+		if n := len(w.Client.Actions()) - before; n != 2 { // the edit itself: get and update
+			t.Errorf("%d API calls", n)
+		}
+	})
+}
+
+func TestRollingUpdateAndRollback(t *testing.T) {
+	inWorld(t, 2, func(w world) {
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		w.edit(image("v2"))
+		w.Pass(time.Second)
+		w.expect("n0 v1 terminating", "n1 v1")
+		w.Pass(1500 * time.Millisecond)
+		w.expect("n0 v2 starting", "n1 v1")
+		w.Pass(time.Second)
+		w.expect("n0 v2", "n1 v1 terminating")
+		w.Pass(5 * time.Second)
+		w.expect("n0 v2", "n1 v2")
+		w.expectStatus("2/2/2 of 2")
+
+		// kubectl rollout undo sends the data of the former revision.
+		undo := w.revisions()[0]
+		testcluster.Must[*appsv1.DaemonSet](t)(w.Client.AppsV1().DaemonSets("ns").Patch(t.Context(), "agent",
+			"application/strategic-merge-patch+json", undo.Data.Raw, metav1.PatchOptions{}))
+		w.Pass(time.Minute)
+		w.expect("n0 v1", "n1 v1")
+		kept := w.revisions()
+		if len(kept) != 2 || kept[1].Name != undo.Name || kept[1].Revision != 3 {
+			t.Errorf("revisions after the rollback: %v", kept)
+		}
+		for _, p := range w.pods() {
+			if hash := p.Labels["controller-revision-hash"]; hash != undo.Labels["controller-revision-hash"] {
+				t.Errorf("%s has hash %s", p.Name, hash)
+			}
+		}
+	})
+}
+
+func TestRollbackOfABadUpdateRestartsOnlyWhatWasReplaced(t *testing.T) {
+	inWorld(t, 3, func(w world) {
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		kept := map[string]bool{}
+		w.edit(image("broken"))
+		w.Pass(time.Minute)
+		w.expect("n0 broken starting", "n1 v1", "n2 v1")
+		for _, p := range w.pods() {
+			kept[p.Name] = true
+		}
+		w.edit(image("v1"))
+		w.Pass(time.Minute)
+		w.expect("n0 v1", "n1 v1", "n2 v1")
+		survivors := 0
+		for _, p := range w.pods() {
+			if kept[p.Name] {
+				survivors++
+			}
+		}
+		if survivors != 2 {
+			t.Errorf("%d pods survived, want 2", survivors)
+		}
+	})
+}
+
+func TestSurgingUpdateKeepsEveryNodeServed(t *testing.T) {
+	inWorld(t, 2, func(w world) {
+		w.create(with(strategy(rolling("1", "0"))))
+		w.Pass(3 * time.Second)
+		w.edit(image("v2"))
+		w.Pass(time.Second / 2)
+		w.expect("n0 v1", "n0 v2 starting", "n1 v1")
+		w.Pass(time.Second / 2)
+		w.expect("n0 v1 terminating", "n0 v2", "n1 v1", "n1 v2 starting")
+		w.Pass(5 * time.Second)
+		w.expect("n0 v2", "n1 v2")
+		w.expectStatus("2/2/2 of 2")
+	})
+}
+
+func TestOnDeleteLeavesPodsToTheUser(t *testing.T) {
+	inWorld(t, 2, func(w world) {
+		w.create(with(strategy(onDelete())))
+		w.Pass(3 * time.Second)
+		w.edit(image("v2"))
+		w.Pass(time.Minute)
+		w.expect("n0 v1", "n1 v1")
+		w.expectStatus("2/0/2 of 2")
+		for _, p := range w.pods() {
+			if targetNode(&p) == "n1" {
+				if err := w.Client.CoreV1().Pods("ns").Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.Pass(5 * time.Second)
+		w.expect("n0 v1", "n1 v2")
+		w.expectStatus("2/1/2 of 2")
+	})
+}
+
+func TestHistoryIsKeptWithinItsLimit(t *testing.T) {
+	inWorld(t, 1, func(w world) {
+		w.create(with(func(ds *appsv1.DaemonSet) { ds.Spec.RevisionHistoryLimit = new(int32(2)) }))
+		for i := range 5 {
+			w.Pass(10 * time.Second)
+			w.edit(image(fmt.Sprint("w", i)))
+		}
+		w.Pass(10 * time.Second)
+		var numbers []int64
+		for _, r := range w.revisions() {
+			numbers = append(numbers, r.Revision)
+		}
+		if !slices.Equal(numbers, []int64{4, 5, 6}) {
+			t.Errorf("revisions %v, want the present one and two old ones", numbers)
+		}
+	})
+}
+
+func TestCollisionOfHashesIsSolved(t *testing.T) {
+	inWorld(t, 1, func(w world) {
+		foreign := historyOf(agent(), nil).Current
+		foreign.OwnerReferences, foreign.Labels = nil, nil
+		foreign.Data.Raw = []byte(`{"spec":{}}`)
+		testcluster.Must[*appsv1.ControllerRevision](t)(w.Client.AppsV1().ControllerRevisions("ns").Create(t.Context(), foreign, metav1.CreateOptions{}))
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		w.expect("n0 v1")
+		if got := w.get().Status.CollisionCount; got == nil || *got != 1 {
+			t.Errorf("collision count %v", got)
+		}
+	})
+}
+
+func TestFailedPodIsReplacedWithBackoff(t *testing.T) {
+	inWorld(t, 1, func(w world) {
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		replaced := time.Now()
+		for i, wait := range []time.Duration{0, time.Second, 2 * time.Second, 4 * time.Second} {
+			failed := w.pods()[0]
+			w.SetPhase(&failed, corev1.PodFailed)
+			if wait > 0 {
+				w.Pass(time.Until(replaced.Add(wait - time.Millisecond)))
+				if n := len(w.pods()); n != 1 {
+					t.Errorf("failure %d: replaced before %v had passed", i, wait)
+				}
+				w.Pass(time.Millisecond)
+			}
+			w.Pass(0)
+			if n := len(w.pods()); n != 2 { // the failed one takes its time to go
+				t.Fatalf("failure %d: %d pods after %v", i, n, wait)
+			}
+			replaced = time.Now()
+			if err := w.Client.CoreV1().Pods("ns").Delete(t.Context(), failed.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+				t.Fatal(err)
+			}
+			w.Pass(10 * time.Millisecond)
+		}
+		if got := w.eventReasons(); got != "FailedDaemonPod SuccessfulCreate SuccessfulDelete" {
+			t.Errorf("events %s", got)
+		}
+	})
+}
+
+func TestSucceededPodIsReplaced(t *testing.T) {
+	inWorld(t, 1, func(w world) {
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		p := w.pods()[0]
+		w.SetPhase(&p, corev1.PodSucceeded)
+		w.Pass(10 * time.Second)
+		w.expect("n0 v1")
+		if w.pods()[0].Name == p.Name || !strings.Contains(w.eventReasons(), "SucceededDaemonPod") {
+			t.Errorf("not replaced, events %s", w.eventReasons())
+		}
+	})
+}
+
+func TestPodBecomesAvailableAtTheExactMoment(t *testing.T) {
+	inWorld(t, 1, func(w world) {
+		w.create(with(func(ds *appsv1.DaemonSet) { ds.Spec.MinReadySeconds = 30 }))
+		w.Pass(time.Second) // ready now
+		w.Pass(29 * time.Second)
+		w.expectStatus("0/1/1 of 1")
+		w.Pass(time.Second)
+		w.expectStatus("1/1/1 of 1")
+	})
+}
+
+func TestOrphansAreAdoptedWithTheirHistory(t *testing.T) {
+	inWorld(t, 2, func(w world) {
+		w.create(agent())
+		w.Pass(3 * time.Second)
+		// kubectl delete --cascade=orphan, with the garbage collector's part.
+		if err := w.Client.AppsV1().DaemonSets("ns").Delete(t.Context(), "agent", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range w.pods() {
+			p.OwnerReferences = nil
+			testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").Update(t.Context(), &p, metav1.UpdateOptions{}))
+		}
+		for _, r := range w.revisions() {
+			r.OwnerReferences = nil
+			testcluster.Must[*appsv1.ControllerRevision](t)(w.Client.AppsV1().ControllerRevisions("ns").Update(t.Context(), &r, metav1.UpdateOptions{}))
+		}
+		before := w.pods()
+		ds := w.create(agent())
+		w.Pass(10 * time.Second)
+		after := w.pods()
+		for i, p := range after {
+			if p.Name != before[i].Name || !metav1.IsControlledBy(&p, ds) {
+				t.Errorf("%s became %s of %v", before[i].Name, p.Name, p.OwnerReferences)
+			}
+		}
+		if r := w.revisions(); len(r) != 1 || !metav1.IsControlledBy(&r[0], ds) {
+			t.Errorf("revisions %v", r)
+		}
+
+		after[0].Labels["app"] = "debug"
+		testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").Update(t.Context(), &after[0], metav1.UpdateOptions{}))
+		w.Pass(3 * time.Second)
+		w.expect("n0 v1", "n0 v1", "n1 v1")
+		freed := testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").Get(t.Context(), after[0].Name, metav1.GetOptions{}))
+		if len(freed.OwnerReferences) != 0 {
+			t.Errorf("not released: %v", freed.OwnerReferences)
+		}
+	})
+}
+
+func TestNothingIsMadeTwiceAndNothingIsWrittenInVain(t *testing.T) {
+	inWorld(t, 40, func(w world) {
+		w.create(agent())
+		w.Pass(5 * time.Second)
+		w.expectStatus("40/40/40 of 40")
+		if n := len(w.pods()); n != 40 {
+			t.Errorf("%d pods", n)
+		}
+		before := len(w.Client.Actions())
+		w.Pass(time.Hour)
+		if n := len(w.Client.Actions()) - before; n != 0 {
+			t.Errorf("%d API calls while nothing happened", n)
+		}
+	})
+}
+
+func TestQuotaStopsTheFirstBatch(t *testing.T) {
+	inWorld(t, 40, func(w world) {
+		attempts := 0
+		w.Refuse(func(a kubetesting.Action) error {
+			if a.Matches("create", "pods") {
+				attempts++
+				return apierrors.NewForbidden(corev1.Resource("pods"), "", fmt.Errorf("exceeded quota: q"))
+			}
+			return nil
+		})
+		w.create(agent())
+		w.Pass(time.Millisecond)
+		if attempts > 2 { // the second follows from the status being written
+			t.Errorf("%d attempts at once, want at most 2", attempts)
+		}
+		w.expectStatus("0/0/0 of 40")
+		w.Refuse(nil)
+		w.Pass(10 * time.Minute)
+		w.expectStatus("40/40/40 of 40")
+		if !strings.Contains(w.eventReasons(), "FailedCreate") {
+			t.Errorf("events %s", w.eventReasons())
+		}
+	})
+}
+
+func TestFailingWritesAreRepeatedWithoutDuplicates(t *testing.T) {
+	inWorld(t, 5, func(w world) {
+		n := 0
+		w.Refuse(func(a kubetesting.Action) error {
+			if n++; n%3 == 0 && a.GetResource().Resource != "nodes" {
+				return apierrors.NewInternalError(fmt.Errorf("disk full"))
+			}
+			return nil
+		})
+		for { // a user tries again, too
+			if _, err := w.Client.AppsV1().DaemonSets("ns").Create(t.Context(), agent(), metav1.CreateOptions{}); err == nil {
+				break
+			}
+		}
+		w.Pass(10 * time.Minute)
+		w.Refuse(nil)
+		w.edit(image("v2"))
+		w.Pass(10 * time.Minute)
+		w.expect("n0 v2", "n1 v2", "n2 v2", "n3 v2", "n4 v2")
+		if r := w.revisions(); len(r) != 2 {
+			t.Errorf("%d revisions", len(r))
+		}
+	})
+}
+
+func TestNamespaceThatTerminatesGetsNoPods(t *testing.T) {
+	inWorld(t, 3, func(w world) {
+		attempts := 0
+		w.Refuse(func(a kubetesting.Action) error {
+			if a.GetVerb() != "create" || a.GetResource().Resource == "daemonsets" {
+				return nil
+			}
+			attempts++
+			err := apierrors.NewForbidden(corev1.Resource("pods"), "", fmt.Errorf("namespace is being terminated"))
+			err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{Type: corev1.NamespaceTerminatingCause})
+			return err
+		})
+		w.create(agent())
+		w.Pass(time.Hour)
+		if attempts > 2 {
+			t.Errorf("%d attempts", attempts)
+		}
+	})
+}
+
+func TestDaemonSetThatIsBeingDeletedIsLeftAlone(t *testing.T) {
+	inWorld(t, 1, func(w world) {
+		w.create(with(func(ds *appsv1.DaemonSet) { ds.Finalizers = []string{"foregroundDeletion"} }))
+		w.Pass(3 * time.Second)
+		if err := w.Client.AppsV1().DaemonSets("ns").Delete(t.Context(), "agent", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		p := w.pods()[0]
+		if err := w.Client.CoreV1().Pods("ns").Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.Pass(time.Minute)
+		w.expect()
+	})
+}
