@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -207,7 +208,34 @@ func imageCommand() *cobra.Command {
 		}
 		return nil
 	}
-	cmd.AddCommand(load)
+	cmd.AddCommand(load, mirrorCommand())
+	return cmd
+}
+
+func mirrorCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "mirror REGISTRY URL",
+		Short: "Have the nodes pull a registry's images from a mirror",
+		Long:  "Have the nodes ask a mirror for a registry's images first, and the registry itself for what the mirror lacks.",
+		Example: `  sudo weft image mirror docker.io http://172.30.0.1:5000
+  sudo weft image mirror --remove docker.io`,
+		Args: cobra.RangeArgs(1, 2),
+	}
+	name := nameFlag(cmd)
+	remove := cmd.Flags().Bool("remove", false, "pull from the registry itself again")
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		if *remove == (len(args) == 2) {
+			return errors.New("give a registry and the mirror's URL, or --remove and the registry")
+		}
+		c, err := localcluster.Load(*name)
+		if err != nil {
+			return err
+		}
+		if *remove {
+			return c.Unmirror(args[0])
+		}
+		return c.Mirror(args[0], args[1])
+	}
 	return cmd
 }
 
