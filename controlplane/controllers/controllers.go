@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"weft.dev/weft/controlplane/controllers/cronjob"
+	"weft.dev/weft/controlplane/controllers/daemonset"
 	"weft.dev/weft/controlplane/controllers/deployment"
 	"weft.dev/weft/controlplane/controllers/endpointslice"
 	"weft.dev/weft/controlplane/controllers/ingressaccess"
@@ -65,6 +66,7 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"replication-controller", runner(replicaset.NewReplication)},
 		{"deployment-controller", runner(deployment.New)},
 		{"statefulset-controller", runner(statefulset.New)},
+		{"daemon-set-controller", runner(daemonset.New)},
 		{"job-controller", runner(job.New)},
 		{"cronjob-controller", runner(cronjob.New)},
 		{"endpointslice-controller", runner(endpointslice.New)},
