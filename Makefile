@@ -99,12 +99,14 @@ test-e2e: build images ## end-to-end tests on a cluster of their own
 # Upstream's programs, in the version that the module of the conformance tests
 # pins.
 CONFORMANCE := go -C test/conformance
-UPSTREAM := $(BIN)/e2e.test $(BIN)/ginkgo $(BIN)/kubectl $(BIN)/agnhost $(BIN)/nnp
+UPSTREAM := $(addprefix $(BIN)/,ginkgo kubectl agnhost nnp sample-apiserver etcd)
 $(BIN)/ginkgo: PACKAGE := github.com/onsi/ginkgo/v2/ginkgo
 $(BIN)/kubectl: PACKAGE := k8s.io/kubernetes/cmd/kubectl
 $(BIN)/agnhost: PACKAGE := k8s.io/kubernetes/test/images/agnhost
 $(BIN)/nnp: PACKAGE := k8s.io/kubernetes/test/images/nonewprivs
-$(BIN)/ginkgo $(BIN)/kubectl $(BIN)/agnhost $(BIN)/nnp: test/conformance/go.mod
+$(BIN)/sample-apiserver: PACKAGE := k8s.io/sample-apiserver
+$(BIN)/etcd: PACKAGE := go.etcd.io/etcd/server/v3
+$(UPSTREAM): test/conformance/go.mod
 	@mkdir -p $(BIN)
 	@tools/step $(@F) $(CONFORMANCE) build -ldflags "-s -w $(KUBERNETES)" -o $@ $(PACKAGE)
 	@touch $@
@@ -117,8 +119,9 @@ $(BIN)/e2e.test: test/conformance/go.mod
 FOCUS    ?=
 PARALLEL ?= 4
 .PHONY: conformance
-conformance: $(UPSTREAM) $(BIN)/image $(BIN)/images/pause.tar ## upstream's [Conformance] specs against cluster NAME; FOCUS=regexp selects
+conformance: $(BIN)/e2e.test $(UPSTREAM) $(BIN)/image $(BIN)/images/pause.tar ## upstream's [Conformance] specs against cluster NAME; FOCUS=regexp selects
 	@tools/install bash curl bind9-dnsutils netcat-openbsd iproute2 socat libc-bin busybox-static
+	@$(CONFORMANCE) build -o $(BIN)/sh ./sh
 	@$(CONFORMANCE) build -o $(BIN)/conformance-run .
 	@$(BIN)/conformance-run -bin $(BIN) -name $(NAME) -focus '$(FOCUS)' -parallel $(PARALLEL)
 

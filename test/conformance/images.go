@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,11 +20,7 @@ import (
 // debian are the programs that the tests run inside agnhost and the DNS test
 // image; a script (tools/install) puts their packages on this machine, and
 // they are copied from here together with the libraries they need.
-var debian = []string{shell, "/usr/bin/curl", "/usr/bin/dig", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/usr/bin/socat", "/usr/bin/getent"}
-
-// shell is /bin/sh of the images: specs expect a shell that passes on variables
-// with names such as data-1, and busybox of Debian 12 does not.
-const shell = "/usr/bin/bash"
+var debian = []string{"/usr/bin/bash", "/usr/bin/curl", "/usr/bin/dig", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/usr/bin/socat", "/usr/bin/getent"}
 
 // recipe is one image of upstream's tests, made of local files.
 type recipe struct {
@@ -40,9 +38,15 @@ type recipe struct {
 
 // recipes follow the Dockerfiles in test/images of k8s.io/kubernetes.
 func (o options) recipes(ctx context.Context) ([]recipe, error) {
-	agnhost := filepath.Join(o.bin, "agnhost")
+	upstream, err := moduleDir(ctx, "k8s.io/kubernetes")
+	if err != nil {
+		return nil, err
+	}
+	program := func(name, path string) string { return filepath.Join(o.bin, name) + ":" + path }
+	porter := filepath.Join(upstream, "test/images/agnhost/porter")
 	base := recipe{
-		busybox: true, programs: debian, files: []string{agnhost + ":/agnhost"},
+		busybox: true, programs: debian,
+		files: []string{program("agnhost", "/agnhost"), porter + "/localhost.crt:/localhost.crt", porter + "/localhost.key:/localhost.key"},
 		links: []string{"/agnhost-2=agnhost", "/usr/bin/nc=nc.openbsd"}, dirs: []string{"/uploads"},
 		texts: map[string]string{
 			"/etc/nsswitch.conf": "hosts: files dns\n",
@@ -56,11 +60,10 @@ func (o options) recipes(ctx context.Context) ([]recipe, error) {
 		r := withIDs(base, id)
 		r.files = append(slices.Clone(r.files), data+":/data.json")
 		r.cmd = "test-webserver"
+		// The specs of image volumes know upstream's base image by this file.
+		r.texts = maps.Clone(r.texts)
+		r.texts["/etc/os-release"] = "NAME=\"Alpine Linux\"\n"
 		return r
-	}
-	upstream, err := moduleDir(ctx, "k8s.io/kubernetes")
-	if err != nil {
-		return nil, err
 	}
 	nginx, err := o.nginx(ctx)
 	if err != nil {
@@ -72,8 +75,10 @@ func (o options) recipes(ctx context.Context) ([]recipe, error) {
 		withIDs(base, imageutils.Agnhost, imageutils.AgnhostPrev),
 		{ids: []imageutils.ImageID{imageutils.BusyBox}, busybox: true, cmd: "sh"},
 		{ids: []imageutils.ImageID{imageutils.NonRoot}, busybox: true, cmd: "sh", user: "1234"},
-		{ids: []imageutils.ImageID{imageutils.Nonewprivs}, busybox: true, cmd: "nnp", files: []string{filepath.Join(o.bin, "nnp") + ":/usr/local/bin/nnp:6755"}},
-		{ids: []imageutils.ImageID{imageutils.Pause}, entrypoint: "/pause", user: "65535:65535", files: []string{filepath.Join(o.bin, "pause") + ":/pause"}},
+		{ids: []imageutils.ImageID{imageutils.Nonewprivs}, busybox: true, cmd: "nnp", files: []string{program("nnp", "/usr/local/bin/nnp:6755")}},
+		{ids: []imageutils.ImageID{imageutils.Pause}, entrypoint: "/pause", user: "65535:65535", files: []string{program("pause", "/pause")}},
+		{ids: []imageutils.ImageID{imageutils.Etcd}, files: []string{program("etcd", "/usr/local/bin/etcd")}, entrypoint: "/usr/local/bin/etcd"},
+		{ids: []imageutils.ImageID{imageutils.APIServer}, files: []string{program("sample-apiserver", "/sample-apiserver")}, entrypoint: "/sample-apiserver"},
 		dns,
 		nginx,
 		serving(filepath.Join(upstream, "test/images/kitten/html/data.json"), imageutils.Kitten),
@@ -135,37 +140,55 @@ func (o options) nginx(ctx context.Context) (recipe, error) {
 	}, nil
 }
 
-// provideImages builds what is missing and loads everything into the nodes.
-func (o options) provideImages(ctx context.Context) error {
+// provideImages builds what is missing, loads everything into the nodes, and
+// returns the archives with the names of their images.
+func (o options) provideImages(ctx context.Context) (map[string][]string, error) {
 	recipes, err := o.recipes(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	dir := filepath.Join(o.bin, "images", "conformance")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+		return nil, err
 	}
+	archives := map[string][]string{}
 	load := []string{"image", "load", "--name", o.name}
 	for _, r := range recipes {
-		archive := filepath.Join(dir, regexp.MustCompile(`[^a-z0-9.]+`).ReplaceAllString(r.name(), "-")+".tar")
+		archive := filepath.Join(dir, r.fileName())
 		if _, err := os.Stat(archive); err != nil {
 			if err := o.build(ctx, r, archive); err != nil {
-				return fmt.Errorf("build image %s: %w", r.name(), err)
+				return nil, fmt.Errorf("build image %s: %w", r.name(), err)
 			}
 		}
 		load = append(load, archive)
+		archives[archive] = r.names()
 	}
 	fmt.Printf("loading %d images into the nodes of %s\n", len(recipes), o.name)
 	command := exec.CommandContext(ctx, filepath.Join(o.bin, "weft"), load...)
 	command.Stdout, command.Stderr = os.Stdout, os.Stderr
 	if err := command.Run(); err != nil {
-		return fmt.Errorf("weft image load: %w", err)
+		return nil, fmt.Errorf("weft image load: %w", err)
 	}
-	return nil
+	return archives, nil
 }
 
 // name is the first name of the image.
-func (r recipe) name() string { return imageutils.GetE2EImage(r.ids[0]) }
+func (r recipe) name() string { return r.names()[0] }
+
+func (r recipe) names() []string {
+	var names []string
+	for _, id := range r.ids {
+		names = append(names, imageutils.GetE2EImage(id))
+	}
+	return names
+}
+
+// fileName changes with the recipe, so that an archive of an older one is not used.
+func (r recipe) fileName() string {
+	hash := fnv.New32a()
+	fmt.Fprintf(hash, "%+v", r)
+	return fmt.Sprintf("%s-%x.tar", regexp.MustCompile(`[^a-z0-9.]+`).ReplaceAllString(r.name(), "-"), hash.Sum32())
+}
 
 // build writes the archive with tools/image.
 func (o options) build(ctx context.Context, r recipe, archive string) error {
@@ -174,15 +197,11 @@ func (o options) build(ctx context.Context, r recipe, archive string) error {
 		return err
 	}
 	defer os.RemoveAll(scratch)
-	var names []string
-	for _, id := range r.ids {
-		names = append(names, imageutils.GetE2EImage(id))
-	}
 	if r.busybox {
-		r.links = append(slices.Clone(r.links), "/bin/sh="+shell)
-		r.programs = append(slices.Clone(r.programs), shell)
+		r.files = append(slices.Clone(r.files), filepath.Join(o.bin, "sh")+":/bin/sh")
+		r.programs = append(slices.Clone(r.programs), "/usr/bin/bash")
 	}
-	args := []string{"-name", strings.Join(names, ","), "-out", archive + ".new", "-entrypoint", r.entrypoint, "-cmd", r.cmd, "-user", r.user,
+	args := []string{"-name", strings.Join(r.names(), ","), "-out", archive + ".new", "-entrypoint", r.entrypoint, "-cmd", r.cmd, "-user", r.user,
 		"-links", strings.Join(r.links, ","), "-dirs", strings.Join(r.dirs, ",")}
 	if r.busybox {
 		args = append(args, "-busybox", "/bin/busybox")

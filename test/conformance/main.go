@@ -42,7 +42,7 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("conformance: ")
 	var o options
-	flag.StringVar(&o.bin, "bin", "bin", "directory of weft, image, agnhost, e2e.test, ginkgo and kubectl")
+	flag.StringVar(&o.bin, "bin", "bin", "directory of weft, image, e2e.test, ginkgo, kubectl and the programs of the images")
 	flag.StringVar(&o.name, "name", "default", "name of the local cluster")
 	flag.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster (default: what weft kubeconfig prints)")
 	flag.StringVar(&o.focus, "focus", "", "regular expression for the names of the specs to run (default: all)")
@@ -85,9 +85,15 @@ func run(ctx context.Context, o options) (bool, error) {
 		}
 	}
 	if !o.keepImages {
-		if err := o.provideImages(ctx); err != nil {
+		archives, err := o.provideImages(ctx)
+		if err != nil {
 			return false, err
 		}
+		stop, err := o.serveImages(ctx, archives)
+		if err != nil {
+			return false, err
+		}
+		defer stop()
 	}
 	junit := filepath.Join(o.report, "junit.xml")
 	if err := os.Remove(junit); err != nil && !errors.Is(err, os.ErrNotExist) {
