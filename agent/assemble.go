@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/component-helpers/nodedeclaredfeatures/features/inplacepodresize"
 
 	"weft.dev/weft/agent/cri"
 	"weft.dev/weft/agent/desired"
@@ -144,6 +145,9 @@ func (p parts) pods(readiness *readiness) (components, error) {
 		Port: api.KubeletPort, Capacity: capacity, MaxPods: int64(p.cfg.MaxPods),
 		Annotations: map[string]string{api.VolumesDirAnnotation: p.cfg.volumesDir()},
 		StateDir:    p.cfg.StateDir, Version: p.cfg.Version, Ready: readiness.problem,
+		DeclaredFeatures: []string{
+			inplacepodresize.PodLevelResourcesResizeFeature.Name(), inplacepodresize.NonSidecarInitContainerResizeFeature.Name(),
+		},
 		Client: p.client, Cluster: p.cluster, Runtime: p.runtime.RuntimeService(), Images: p.runtime.ImageService(),
 	})
 	objects, err2 := volumes.NewObjects(volumes.ObjectsConfig{

@@ -228,6 +228,22 @@ func (c *Client) ContainerStatus(ctx context.Context, id string) (*runtimeapi.Co
 	return resp.GetStatus(), err
 }
 
+// UpdateResources implements Runtime.
+func (c *Client) UpdateResources(ctx context.Context, id string, resources *runtimeapi.LinuxContainerResources) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := c.runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: resources})
+	return err
+}
+
+// MemoryUsage implements Runtime.
+func (c *Client) MemoryUsage(ctx context.Context, id string) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := c.runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	return resp.GetStats().GetMemory().GetUsageBytes().GetValue(), err
+}
+
 // ExecSync implements Runtime.
 func (c *Client) ExecSync(ctx context.Context, id string, command []string, timeout time.Duration) (int, []byte, error) {
 	if timeout > 0 {

@@ -46,6 +46,11 @@ type Runtime interface {
 	Containers(ctx context.Context, selector map[string]string) ([]*runtimeapi.Container, error)
 	// ContainerStatus reports one container.
 	ContainerStatus(ctx context.Context, id string) (*runtimeapi.ContainerStatus, error)
+	// UpdateResources changes the limits of a running container; zero fields
+	// stay as they are, negative ones are no limit.
+	UpdateResources(ctx context.Context, id string, resources *runtimeapi.LinuxContainerResources) error
+	// MemoryUsage is what a running container uses, in bytes.
+	MemoryUsage(ctx context.Context, id string) (uint64, error)
 
 	// ExecSync runs a command in a container to its end and returns its exit
 	// code with both outputs joined. After timeout (0 = none) the error's

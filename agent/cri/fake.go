@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -27,6 +28,8 @@ type Fake struct {
 	Fail func(call, name string) error
 	// ExecHandler answers ExecSync; nil exits 0 with no output.
 	ExecHandler func(container string, command []string) (int, []byte, error)
+	// Usage is the memory, in bytes, that each container uses, by its name.
+	Usage map[string]uint64
 	// Missing images are pulled before they are there; all others are present.
 	Missing map[string]bool
 
@@ -187,6 +190,7 @@ func (f *Fake) CreateContainer(_ context.Context, sandboxID string, config *runt
 			Id: id, Metadata: config.Metadata, State: runtimeapi.ContainerState_CONTAINER_CREATED,
 			CreatedAt: time.Now().UnixNano(), Image: config.Image, ImageRef: config.Image.Image,
 			Labels: config.Labels, Annotations: config.Annotations, Mounts: config.Mounts, LogPath: config.LogPath,
+			Resources: &runtimeapi.ContainerResources{Linux: proto.CloneOf(config.GetLinux().GetResources())},
 		}}
 	if f.Script != nil {
 		container.behaviour = f.Script(config)
@@ -291,7 +295,8 @@ func (f *Fake) ContainerStatus(_ context.Context, id string) (*runtimeapi.Contai
 	s := c.status
 	return &runtimeapi.ContainerStatus{Id: s.Id, Metadata: s.Metadata, State: s.State, CreatedAt: s.CreatedAt,
 		StartedAt: s.StartedAt, FinishedAt: s.FinishedAt, ExitCode: s.ExitCode, Image: s.Image, ImageRef: s.ImageRef,
-		Reason: s.Reason, Message: s.Message, Labels: s.Labels, Annotations: s.Annotations, Mounts: s.Mounts, LogPath: s.LogPath}, nil
+		Reason: s.Reason, Message: s.Message, Labels: s.Labels, Annotations: s.Annotations, Mounts: s.Mounts, LogPath: s.LogPath,
+		Resources: proto.CloneOf(s.Resources)}, nil
 }
 
 // ExecSync implements Runtime.

@@ -2,8 +2,11 @@ package pods
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	resourcehelper "k8s.io/component-helpers/resource"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
@@ -46,6 +49,8 @@ func (m *Manager) admit(pod *corev1.Pod, started bool) *rejection {
 				return r
 			}
 		}
+	} else {
+		pod = grantedBefore(pod)
 	}
 	m.admitted[pod.UID] = pod
 	return nil
@@ -56,6 +61,8 @@ func (m *Manager) release(uid types.UID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.admitted, uid)
+	delete(m.deferred, uid)
+	m.retryDeferred()
 }
 
 // fits reports why a pod cannot run beside others on a node, nil if it can
@@ -77,34 +84,62 @@ func fitsResources(pod *corev1.Pod, self *corev1.Node, others map[types.UID]*cor
 		capacity = pods.Value()
 	}
 	if capacity > 0 && int64(len(others)) >= capacity {
-		return outOf(corev1.ResourcePods, 1, int64(len(others)), capacity)
+		return (&shortage{corev1.ResourcePods, 1, int64(len(others)), capacity}).rejection()
 	}
+	if short := lacks(pod, self, others); short != nil {
+		return short.rejection()
+	}
+	return nil
+}
+
+// shortage is what a node lacks for a pod; CPU is in thousandths.
+type shortage struct {
+	name                   corev1.ResourceName
+	wanted, used, capacity int64
+}
+
+func (s *shortage) String() string {
+	return fmt.Sprintf("%s, requested: %d, used: %d, capacity: %d", s.name, s.wanted, s.used, s.capacity)
+}
+
+func (s *shortage) rejection() *rejection {
+	return &rejection{"OutOf" + string(s.name), "Pod was rejected: Node didn't have enough resource: " + s.String()}
+}
+
+// lacks returns the first resource, by name, that a node has too little of
+// for a pod beside others, nil if there is none. The pod itself, with what it
+// was granted before, may be among the others.
+func lacks(pod *corev1.Pod, self *corev1.Node, others map[types.UID]*corev1.Pod) *shortage {
 	options := resourcehelper.PodResourcesOptions{}
-	for name, wanted := range resourcehelper.PodRequests(pod, options) {
+	requests := resourcehelper.PodRequests(pod, options)
+	for _, name := range slices.Sorted(maps.Keys(requests)) {
+		wanted := requests[name]
 		if wanted.IsZero() {
 			continue
 		}
 		used := wanted.DeepCopy()
 		used.Sub(wanted)
-		for _, other := range others {
-			used.Add(resourcehelper.PodRequests(other, options)[name])
+		for uid, other := range others {
+			if uid != pod.UID {
+				used.Add(resourcehelper.PodRequests(other, options)[name])
+			}
 		}
 		allocatable := self.Status.Allocatable[name]
 		total := used.DeepCopy()
 		total.Add(wanted)
 		if total.Cmp(allocatable) > 0 {
-			if name == corev1.ResourceCPU {
-				return outOf(name, wanted.MilliValue(), used.MilliValue(), allocatable.MilliValue())
-			}
-			return outOf(name, wanted.Value(), used.Value(), allocatable.Value())
+			return &shortage{name, inUnits(name, wanted), inUnits(name, used), inUnits(name, allocatable)}
 		}
 	}
 	return nil
 }
 
-func outOf(name corev1.ResourceName, wanted, used, capacity int64) *rejection {
-	return &rejection{"OutOf" + string(name), fmt.Sprintf(
-		"Pod was rejected: Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, wanted, used, capacity)}
+// inUnits is a quantity as messages have it: thousandths of CPUs, else whole.
+func inUnits(name corev1.ResourceName, q resource.Quantity) int64 {
+	if name == corev1.ResourceCPU {
+		return q.MilliValue()
+	}
+	return q.Value()
 }
 
 // fitsPorts refuses host ports that another pod has.

@@ -38,6 +38,12 @@ func (w *worker) carryOut(ctx context.Context, f facts, p plan) {
 	for _, k := range p.kill {
 		w.beginKill(ctx, f, k)
 	}
+	if p.limits != nil {
+		w.begin(ctx, opLimits, func(context.Context) error { return w.limitPod(pod, p.limits) })
+	}
+	for _, r := range p.resize {
+		w.begin(ctx, resizeKey(r.id), func(ctx context.Context) error { return w.resize(ctx, r) })
+	}
 	if p.mount {
 		w.begin(ctx, opMount, func(ctx context.Context) error { return w.mount(ctx, pod) })
 	}
@@ -103,9 +109,9 @@ func (w *worker) startSandbox(ctx context.Context, pod *corev1.Pod, start sandbo
 			return failed(eventFailedSandbox, err)
 		}
 	}
-	if err := w.m.cfg.Cgroups.Ensure(w.m.node.podCgroup(pod), podResources(pod), w.m.cfg.PodPids); err != nil {
-		w.warn(pod, nil, eventFailedSandbox, err.Error())
-		return failed(eventFailedSandbox, err)
+	if err := w.limitPod(pod, podResources(pod)); err != nil {
+		w.warn(pod, nil, eventFailedSandbox, errors.Unwrap(err).Error())
+		return failed(eventFailedSandbox, errors.Unwrap(err))
 	}
 	config, err := w.m.node.sandboxConfig(pod, start.attempt)
 	if err == nil {

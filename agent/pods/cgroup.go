@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path"
@@ -18,7 +19,8 @@ var cgroupRoots = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/
 
 // Cgroups makes and removes the cgroups of pods.
 type Cgroups interface {
-	// Ensure makes the cgroup with these limits, or sets them anew.
+	// Ensure makes the cgroup with these limits, or sets them anew; a quota
+	// or memory limit of 0 is none.
 	Ensure(path string, limits *runtimeapi.LinuxContainerResources, pids int64) error
 	// Remove removes the cgroup, whose processes are gone; absent is success.
 	Remove(path string) error
@@ -38,8 +40,8 @@ func (hostCgroups) Ensure(path string, limits *runtimeapi.LinuxContainerResource
 		SkipDevices: true,
 		CpuShares:   uint64(limits.CpuShares),
 		CpuPeriod:   uint64(limits.CpuPeriod),
-		CpuQuota:    limits.CpuQuota,
-		Memory:      limits.MemoryLimitInBytes,
+		CpuQuota:    cmp.Or(limits.CpuQuota, -1),
+		Memory:      cmp.Or(limits.MemoryLimitInBytes, -1),
 	}
 	if cgroups.IsCgroup2UnifiedMode() {
 		resources.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(resources.CpuShares)

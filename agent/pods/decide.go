@@ -5,6 +5,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"weft.dev/weft/agent/probes"
 )
@@ -24,7 +25,8 @@ const (
 
 // facts is all that a decision about one pod rests on.
 type facts struct {
-	now      time.Time
+	now time.Time
+	// pod is the API's, with the resources that the node has granted.
 	pod      *corev1.Pod
 	observed observed
 	// gone: the API server no longer has the pod.
@@ -41,6 +43,11 @@ type facts struct {
 	// restart holds IDs of containers killed in order to be started again.
 	restart map[string]bool
 	probe   func(containerID string, kind probes.Kind) (probes.Result, bool)
+	// resizePending is why the resources of pod are not those that the API
+	// asks for, nil if they are.
+	resizePending *waiting
+	// limits are those that this process gave the pod's cgroup, nil before.
+	limits *runtimeapi.LinuxContainerResources
 }
 
 // failure is an attempt that did not succeed and will be repeated.
@@ -56,8 +63,10 @@ type plan struct {
 	sandbox     *sandboxStart
 	start       []containerStart
 	kill        []containerKill
-	remove      []string // IDs of dead containers nobody needs
-	stopOrphans []string // IDs of old sandboxes to remove
+	resize      []containerResize
+	limits      *runtimeapi.LinuxContainerResources // for the pod's cgroup; nil = as they are
+	remove      []string                            // IDs of dead containers nobody needs
+	stopOrphans []string                            // IDs of old sandboxes to remove
 
 	// ending: nothing is started any more. tearDown: nothing runs, undo the
 	// rest. erase: the API server has forgotten the pod, so do we.
@@ -121,6 +130,9 @@ func decide(f facts) plan {
 	current := f.observed.current()
 	if current == nil {
 		f.decideSandbox(&p)
+		return p
+	}
+	if !f.decideResize(&p) {
 		return p
 	}
 	f.decideEphemeral(&p, current)

@@ -66,6 +66,7 @@ func (s situation) facts(t *testing.T) facts {
 		probe:    func(string, probes.Kind) (probes.Result, bool) { return probes.Success, false },
 		observed: observed{containers: map[string][]container{}},
 	}
+	f.limits = podResources(f.pod)
 	if !s.noSandbox {
 		f.observed.sandboxes = []sandbox{{id: "s0", ready: true}}
 	}

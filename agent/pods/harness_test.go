@@ -415,17 +415,30 @@ func (p *fakeProber) set(t *testing.T, name string, kind probes.Kind, result pro
 	synctest.Wait()
 }
 
-// fakeCgroups remembers cgroups by path.
+// fakeCgroups remembers cgroups by path, and each change of their limits.
 type fakeCgroups struct {
-	mu   sync.Mutex
-	pods map[string]bool
+	mu     sync.Mutex
+	pods   map[string]bool
+	limits []string
 }
 
-func (g *fakeCgroups) Ensure(path string, _ *runtimeapi.LinuxContainerResources, _ int64) error {
+func (g *fakeCgroups) Ensure(path string, limits *runtimeapi.LinuxContainerResources, _ int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.pods[path] = true
+	g.limits = append(g.limits, printLimits(limits))
 	return nil
+}
+
+func (g *fakeCgroups) history() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return strings.Join(g.limits, ", ")
+}
+
+// printLimits prints CPU shares, quota in µs, and memory in MiB.
+func printLimits(r *runtimeapi.LinuxContainerResources) string {
+	return fmt.Sprintf("%d/%d/%dMi", r.CpuShares, limit(r.CpuQuota), limit(r.MemoryLimitInBytes)>>20)
 }
 
 func (g *fakeCgroups) Remove(path string) error {

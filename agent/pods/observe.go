@@ -53,6 +53,7 @@ type container struct {
 	backoff             time.Duration // to wait, once it has ended, before the next
 	logPath             string
 	user                *corev1.ContainerUser
+	resources           *runtimeapi.LinuxContainerResources // nil if the runtime does not tell
 }
 
 // current returns the sandbox that containers may be started in, if any.
@@ -173,6 +174,8 @@ func containerOf(sandboxID string, s *runtimeapi.ContainerStatus) container {
 		image:    s.GetImage().GetImage(),
 		imageRef: s.ImageRef,
 		logPath:  s.LogPath,
+
+		resources: s.GetResources().GetLinux(),
 	}
 	if s.GetImage().GetUserSpecifiedImage() != "" {
 		out.image = s.Image.UserSpecifiedImage

@@ -65,6 +65,7 @@ func (w *worker) finish(ctx context.Context, key string, op *operation, err erro
 		delete(w.ops, key)
 	}
 	w.stale = true
+	w.ended++
 	switch {
 	case err == nil:
 		delete(w.failures, key)

@@ -25,7 +25,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,10 +122,13 @@ type Manager struct {
 	nodes    corelisters.NodeLister
 	synced   []cache.InformerSynced
 
-	mu       sync.Mutex
-	ctx      context.Context // of Run; nil before
-	workers  map[types.UID]*worker
+	mu      sync.Mutex
+	ctx     context.Context // of Run; nil before
+	workers map[types.UID]*worker
+	// admitted are the pods that the node has taken, with the resources that
+	// it has granted them; deferred those whose resize waits for room.
 	admitted map[types.UID]*corev1.Pod
+	deferred map[types.UID]bool
 	running  sync.WaitGroup
 
 	lookedAtPods, lookedAtRuntime atomic.Bool
@@ -154,6 +156,7 @@ func New(cfg Config) (*Manager, error) {
 		nodes:    cfg.Cluster.Core().V1().Nodes().Lister(),
 		workers:  map[types.UID]*worker{},
 		admitted: map[types.UID]*corev1.Pod{},
+		deferred: map[types.UID]bool{},
 	}
 	podInformer := cfg.Local.Core().V1().Pods().Informer()
 	m.synced = []cache.InformerSynced{podInformer.HasSynced,
@@ -333,6 +336,8 @@ func (m *Manager) forget(uid types.UID) {
 	defer m.mu.Unlock()
 	delete(m.workers, uid)
 	delete(m.admitted, uid)
+	delete(m.deferred, uid)
+	m.retryDeferred()
 }
 
 // Changed wakes the worker of a pod: a probe result has changed.
@@ -353,51 +358,4 @@ func (m *Manager) ObjectsChanged(podUID types.UID) {
 // Event reports an event about a container of a pod; it fits probes.Config.
 func (m *Manager) Event(pod *corev1.Pod, container, eventType, reason, message string) {
 	m.cfg.Recorder.Event(referenceTo(pod, container), eventType, reason, message)
-}
-
-// Pods lists the pods of this node as the agent sees them now, their status
-// included. The caller may change what it gets.
-func (m *Manager) Pods() []*corev1.Pod {
-	m.mu.Lock()
-	workers := make([]*worker, 0, len(m.workers))
-	for _, w := range m.workers {
-		workers = append(workers, w)
-	}
-	m.mu.Unlock()
-	var out []*corev1.Pod
-	for _, w := range workers {
-		if pod := w.view(); pod != nil {
-			out = append(out, pod)
-		}
-	}
-	return out
-}
-
-// Pod returns one pod as Pods does.
-func (m *Manager) Pod(namespace, name string) (*corev1.Pod, bool) {
-	pods := m.Pods()
-	i := slices.IndexFunc(pods, func(p *corev1.Pod) bool { return p.Namespace == namespace && p.Name == name })
-	if i < 0 {
-		return nil, false
-	}
-	return pods[i], true
-}
-
-// Container is one container of a pod, of any kind, for logs and exec.
-type Container struct {
-	ID, SandboxID string
-	// State is "created", "running", "exited" or "unknown".
-	State string
-	// LogPath is absolute; PreviousLogPath too, "" if there was no instance
-	// before.
-	LogPath, PreviousLogPath string
-}
-
-// Container returns the newest instance of a container of a pod.
-func (m *Manager) Container(podUID types.UID, name string) (Container, bool) {
-	w := m.worker(podUID)
-	if w == nil {
-		return Container{}, false
-	}
-	return w.container(name)
 }

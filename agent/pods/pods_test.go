@@ -1,11 +1,13 @@
 package pods
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -592,6 +594,49 @@ func TestLogsOfForgottenInstancesGoWithTheirRotatedParts(t *testing.T) {
 		want := "2.log 2.log.20260101-000001.000000000 3.log 3.log.20260101-000001.000000000"
 		if got := strings.Join(names, " "); got != want {
 			t.Errorf("logs %s, want %s", got, want)
+		}
+	})
+}
+
+// lateRuntime does something after it has listed containers.
+type lateRuntime struct {
+	cri.Runtime
+	then func()
+}
+
+func (r lateRuntime) Containers(ctx context.Context, selector map[string]string) ([]*runtimeapi.Container, error) {
+	list, err := r.Runtime.Containers(ctx, selector)
+	r.then()
+	return list, err
+}
+
+func TestWhatAnOperationDidIsSeenOnceItHasEnded(t *testing.T) {
+	inCluster(t, func(t *testing.T, c *cluster) {
+		pod := podFrom(t, plainPod)
+		w := newWorker(c.manager, pod)
+		sandboxID, err := c.runtime.RunPodSandbox(t.Context(), &runtimeapi.PodSandboxConfig{
+			Metadata: &runtimeapi.PodSandboxMetadata{Name: "web"}, Labels: map[string]string{labelPodUID: string(pod.UID)}}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A start ends right after the containers were listed without its own.
+		begun, ended := make(chan struct{}), make(chan struct{})
+		op := w.begin(t.Context(), startKey("app"), func(context.Context) error {
+			<-begun
+			_, err := c.runtime.CreateContainer(t.Context(), sandboxID, &runtimeapi.ContainerConfig{
+				Metadata: &runtimeapi.ContainerMetadata{Name: "app"}, Image: &runtimeapi.ImageSpec{},
+				Labels: map[string]string{labelPodUID: string(pod.UID), labelContainerName: "app"}}, nil)
+			return err
+		})
+		go func() { <-op.done; close(ended) }()
+		var once sync.Once
+		c.manager.cfg.Runtime = lateRuntime{c.runtime, func() { once.Do(func() { close(begun); <-ended }) }}
+		f, err := w.read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.observed.latest("app") == nil && !f.busy[startKey("app")] {
+			t.Error("the container is neither seen nor being started: it would be started twice")
 		}
 	})
 }

@@ -49,6 +49,7 @@ func status(f facts, p plan, nodeIPs []netip.Addr) corev1.PodStatus {
 	f.setPhase(&s, p, ended)
 	f.setAddresses(&s, nodeIPs)
 	f.setConditions(&s)
+	f.setResize(&s, p)
 	return s
 }
 
@@ -122,8 +123,13 @@ func (f facts) instanceStatus(c *corev1.Container, x *container, old *corev1.Con
 		Resources:          c.Resources.DeepCopy(),
 		User:               x.user,
 	}
-	if old != nil && out.User == nil && old.ContainerID == out.ContainerID {
-		out.User = old.User
+	if old != nil && old.ContainerID == out.ContainerID {
+		if out.User == nil {
+			out.User = old.User
+		}
+		if old.Resources != nil && x.state == stateRunning && f.isResizing(x.id) {
+			out.Resources = old.Resources // until it has those that it is granted
+		}
 	}
 	switch x.state {
 	case stateRunning:

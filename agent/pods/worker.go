@@ -4,13 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"weft.dev/weft/agent/probes"
 )
@@ -34,10 +34,13 @@ type worker struct {
 	observed observed // of the last pass
 	status   *corev1.PodStatus
 	ops      map[string]*operation
+	ended    uint64 // counts the ends of operations
 	failures map[string]failure
 	restart  map[string]bool
 	mounted  bool
 	tornDown bool
+	// limits are what limitPod last gave the pod's cgroup.
+	limits *runtimeapi.LinuxContainerResources
 	// deleteSent: the API server was told that nothing is left.
 	deleteSent bool
 
@@ -52,6 +55,8 @@ type worker struct {
 	announced map[string]waiting
 	written   corev1.PodStatus // the last one sent to the API, at writtenAt
 	writtenAt time.Time
+	// resizePending and resizeProgress are as last announced.
+	resizePending, resizeProgress *waiting
 }
 
 func newWorker(m *Manager, pod *corev1.Pod) *worker {
@@ -168,6 +173,7 @@ func (w *worker) pass(ctx context.Context) time.Duration {
 		return observeRetry
 	}
 	w.judge(&f)
+	f.pod, f.resizePending = w.m.allocate(f.pod)
 	p := decide(f)
 	s := status(f, p, w.m.cfg.NodeIPs)
 	w.mu.Lock()
@@ -175,32 +181,36 @@ func (w *worker) pass(ctx context.Context) time.Duration {
 	w.mu.Unlock()
 	w.syncProbes(f)
 	w.announce(f, p)
+	w.announceResize(f, p)
 	w.carryOut(ctx, f, p)
 	w.publish(ctx, f, &p, s)
 	return p.again
 }
 
-// read gathers the facts.
+// read gathers the facts. What is observed is not older than the end of any
+// operation: else its work would neither be seen nor be under way, and begun
+// again.
 func (w *worker) read(ctx context.Context) (facts, error) {
 	w.mu.Lock()
-	stale := w.stale
-	w.stale = false
-	w.mu.Unlock()
-	if stale {
+	defer w.mu.Unlock()
+	for w.stale {
+		w.stale = false
+		ended := w.ended
+		w.mu.Unlock()
 		o, err := observe(ctx, w.m.cfg.Runtime, w.uid, w.messages)
+		w.mu.Lock()
 		if err != nil {
 			return facts{}, err
 		}
-		w.mu.Lock()
 		w.observed = o
 		w.forgetRemoved()
-		w.mu.Unlock()
+		if w.ended == ended {
+			break // events of the runtime wake for another pass
+		}
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	f := facts{
 		now: time.Now(), pod: w.pod, gone: w.gone, observed: w.observed,
-		mounted: w.mounted, tornDown: w.tornDown, rejected: w.rejected,
+		mounted: w.mounted, tornDown: w.tornDown, rejected: w.rejected, limits: w.limits,
 		busy: map[string]bool{}, failures: map[string]failure{}, restart: map[string]bool{},
 		probe: w.m.cfg.Prober.Result,
 	}
@@ -257,43 +267,6 @@ func (w *worker) syncProbes(f facts) {
 		return
 	}
 	w.m.cfg.Prober.Sync(targets)
-}
-
-// view is the pod with the status that the agent sees, nil for pods that the
-// API server does not know.
-func (w *worker) view() *corev1.Pod {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.gone {
-		return nil
-	}
-	pod := w.pod.DeepCopy()
-	if w.status != nil {
-		w.status.DeepCopyInto(&pod.Status)
-	}
-	return pod
-}
-
-// container finds the newest instance of a container.
-func (w *worker) container(name string) (Container, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	list := w.observed.containers[name]
-	if len(list) == 0 {
-		return Container{}, false
-	}
-	out := Container{ID: list[0].id, SandboxID: list[0].sandboxID, State: list[0].state.String(), LogPath: w.logFile(list[0])}
-	if len(list) > 1 {
-		out.PreviousLogPath = w.logFile(list[1])
-	}
-	return out, true
-}
-
-func (w *worker) logFile(c container) string {
-	if filepath.IsAbs(c.logPath) {
-		return c.logPath
-	}
-	return filepath.Join(w.m.node.podLogDir(w.pod), logPath(c.name, c.restartCount))
 }
 
 func (s state) String() string {
