@@ -60,6 +60,8 @@ func TestOnARealControlPlane(t *testing.T) {
 	t.Run("a Deployment rolls out and back", w.rollout)
 	t.Run("a Recreate Deployment changes its template", w.recreate)
 	t.Run("a ReplicationController keeps its pods", w.replication)
+	t.Run("a DaemonSet is on every node, rolls out and back", w.daemons)
+	t.Run("a StatefulSet keeps its members and their claims", w.members)
 	t.Run("a Service publishes ready pods", w.endpoints)
 	t.Run("nodes may read what an Ingress names", w.ingress)
 	t.Run("a quota is reported", w.quota)
@@ -201,7 +203,7 @@ func (w world) runPods(t *testing.T) {
 
 func (w world) runPod(ctx context.Context, pod *corev1.Pod) {
 	api := w.admin.CoreV1().Pods(pod.Namespace)
-	_ = api.Bind(ctx, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: pod.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: "node-1"}}, metav1.CreateOptions{})
+	_ = api.Bind(ctx, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: pod.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: wantedNode(pod)}}, metav1.CreateOptions{})
 	if pod.Spec.Containers[0].Image == "broken" {
 		return
 	}
