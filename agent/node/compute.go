@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	nodeutil "k8s.io/component-helpers/node/util"
+	"k8s.io/kubernetes/pkg/apis/core/v1/helper"
 )
 
 // kubernetesVersion is the API this node speaks; scheduler, API server and
@@ -82,12 +84,13 @@ type RuntimeFacts struct {
 }
 
 // compute returns the status that facts amount to. What others own (attached
-// volumes, configuration) and transition times are kept from old.
+// volumes, configuration, extended resources) and transition times are kept
+// from old.
 func compute(f Facts, old corev1.NodeStatus, now time.Time) corev1.NodeStatus {
 	s := *old.DeepCopy()
 	s.Addresses = addresses(f.Config)
 	s.DaemonEndpoints.KubeletEndpoint.Port = f.Config.Port
-	s.Capacity = capacity(f)
+	s.Capacity = capacity(f, old.Capacity)
 	s.Allocatable = allocatable(f, s.Capacity)
 	s.NodeInfo = nodeInfo(f, old.NodeInfo.ContainerRuntimeVersion)
 	s.Images = topImages(f.Images)
@@ -109,13 +112,21 @@ func addresses(c Config) []corev1.NodeAddress {
 	return append(list, corev1.NodeAddress{Type: corev1.NodeHostName, Address: c.Hostname})
 }
 
-func capacity(f Facts) corev1.ResourceList {
-	list := corev1.ResourceList{
+// capacity is what the machine has, and the extended resources that somebody
+// else put into the node's status, as the API lets administrators do.
+func capacity(f Facts, old corev1.ResourceList) corev1.ResourceList {
+	list := corev1.ResourceList{}
+	for name, quantity := range old {
+		if helper.IsExtendedResourceName(name) {
+			list[name] = quantity.DeepCopy()
+		}
+	}
+	maps.Copy(list, corev1.ResourceList{
 		corev1.ResourceCPU:              *resource.NewQuantity(f.Machine.CPUs, resource.DecimalSI),
 		corev1.ResourceMemory:           *resource.NewQuantity(f.Machine.MemoryBytes, resource.BinarySI),
 		corev1.ResourceEphemeralStorage: *resource.NewQuantity(f.Machine.DiskBytes, resource.BinarySI),
 		corev1.ResourcePods:             *resource.NewQuantity(f.Config.MaxPods, resource.DecimalSI),
-	}
+	})
 	for size, bytes := range f.Machine.HugePages {
 		list[corev1.ResourceName(corev1.ResourceHugePagesPrefix+size)] = *resource.NewQuantity(bytes, resource.BinarySI)
 	}

@@ -107,7 +107,8 @@ func TestResources(t *testing.T) {
 	f.Machine.HugePages = map[string]int64{"2Mi": 1 << 30, "1Gi": 0}
 	f.Config.Capacity = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2")}
 	f.Config.Reserved = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m"), corev1.ResourceMemory: resource.MustParse("924Mi")}
-	s := compute(f, corev1.NodeStatus{}, start)
+	others := corev1.ResourceList{"example.com/dongle": resource.MustParse("4"), "hugepages-64Ki": resource.MustParse("1Gi")}
+	s := compute(f, corev1.NodeStatus{Capacity: others}, start)
 	for name, want := range map[corev1.ResourceName][2]string{
 		corev1.ResourceCPU:              {"2", "1750m"},
 		corev1.ResourceMemory:           {"8Gi", "6Gi"}, // less reserved, threshold and huge pages
@@ -115,6 +116,8 @@ func TestResources(t *testing.T) {
 		corev1.ResourcePods:             {"110", "110"},
 		"hugepages-2Mi":                 {"1Gi", "1Gi"},
 		"hugepages-1Gi":                 {"0", "0"},
+		"hugepages-64Ki":                {"0", "0"}, // not there any more
+		"example.com/dongle":            {"4", "4"}, // somebody else's
 	} {
 		have := [2]string{quantity(s.Capacity, name), quantity(s.Allocatable, name)}
 		if have != want {
