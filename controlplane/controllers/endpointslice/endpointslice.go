@@ -83,29 +83,10 @@ func New(env reconcile.Env) (*Controller, error) {
 	)
 }
 
-// podChanged queues the Services that select the pod, or did, if anything that
-// is visible in a slice has changed.
 func (c *Controller) podChanged(change reconcile.Change) {
-	projection := util.GetPodUpdateProjectionKey(orNil(change.Before), orNil(change.After))
-	if projection == nil {
-		return
+	for _, key := range ServicesOf(c.services, change) {
+		c.Add(key)
 	}
-	keys, err := util.GetServicesToUpdate(c.services, projection)
-	if err != nil {
-		c.Log().Error("cannot find the services of a pod", "error", err)
-	}
-	for key := range keys {
-		namespace, name, _ := strings.Cut(key, "/")
-		c.Add(types.NamespacedName{Namespace: namespace, Name: name})
-	}
-}
-
-// orNil keeps a missing object from becoming a non-nil interface of another type.
-func orNil(object metav1.Object) any {
-	if object == nil {
-		return nil
-	}
-	return object
 }
 
 func (c *Controller) sliceChanged(change reconcile.Change) {
