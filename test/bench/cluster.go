@@ -129,25 +129,15 @@ func isReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// follow calls see for every state of the pod that the API server sends,
-// until see returns true.
-func (c *cluster) follow(ctx context.Context, name string, see func(watch.EventType, *corev1.Pod) bool) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	w, err := c.watchPod(ctx, name)
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	return followWatch(ctx, w, name, see)
-}
-
+// watchPod watches one pod, which need not exist yet.
 func (c *cluster) watchPod(ctx context.Context, name string) (watch.Interface, error) {
 	return c.client.CoreV1().Pods(namespace).Watch(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
 }
 
-func followWatch(ctx context.Context, w watch.Interface, name string, see func(watch.EventType, *corev1.Pod) bool) error {
+// follow calls see for every state of the pod that w delivers, until see
+// returns true.
+func follow(ctx context.Context, w watch.Interface, name string, see func(watch.EventType, *corev1.Pod) bool) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -164,13 +154,26 @@ func followWatch(ctx context.Context, w watch.Interface, name string, see func(w
 	}
 }
 
+// containerID is what the runtime calls the pod's only container.
+func containerID(pod *corev1.Pod) string {
+	_, id, _ := strings.Cut(pod.Status.ContainerStatuses[0].ContainerID, "://")
+	return id
+}
+
 // startPod makes a pod on the node and returns it when it is ready.
 func (c *cluster) startPod(ctx context.Context, name, node string) (*corev1.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	w, err := c.watchPod(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Stop()
 	if _, err := c.client.CoreV1().Pods(namespace).Create(ctx, pausePod(name, node), metav1.CreateOptions{}); err != nil {
 		return nil, err
 	}
 	var ready *corev1.Pod
-	err := c.follow(ctx, name, func(_ watch.EventType, pod *corev1.Pod) bool {
+	err = follow(ctx, w, name, func(_ watch.EventType, pod *corev1.Pod) bool {
 		ready = pod
 		return isReady(pod)
 	})
@@ -185,7 +188,7 @@ func (c *cluster) placeOf(ctx context.Context, pod *corev1.Pod) (place, error) {
 		return place{}, err
 	}
 	defer runtime.Close()
-	_, id, _ := strings.Cut(pod.Status.ContainerStatuses[0].ContainerID, "://")
+	id := containerID(pod)
 	status, err := runtime.RuntimeService().ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if err != nil {
 		return place{}, err

@@ -64,8 +64,10 @@ func startOneKubeProxy(ctx context.Context, o options, c *cluster, p *plain, m m
 		return nil, err
 	}
 	defer log.Close()
-	return place{netns: node.netns}.start(ctx, filepath.Join(o.bin, "kube-proxy"),
-		[]string{"--config", config}, []string{"PATH=" + toolPath(o)}, log, log)
+	return place{netns: node.netns}.start(ctx, command{
+		path: filepath.Join(o.bin, "kube-proxy"), args: []string{"--config", config},
+		env: []string{"PATH=" + toolPath(o)}, stdout: log, stderr: log,
+	})
 }
 
 // toolPath is a PATH on which iptables is the legacy one. The other, which

@@ -33,8 +33,13 @@ const (
 // loadPort is where servers listen, TCP and UDP.
 const loadPort = 7000
 
-// answerTimeout is how long a client waits for one answer.
-const answerTimeout = time.Second
+// How long a client waits: for a datagram's answer, which is then counted as
+// lost, and for TCP, where a lost packet costs a retransmission and a longer
+// silence is an error.
+const (
+	datagramTimeout = time.Second
+	streamTimeout   = 10 * time.Second
+)
 
 // Load is what one client saw in one run.
 type Load struct {
@@ -201,10 +206,12 @@ func connect(kind int, to unix.Sockaddr) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	limit := datagramTimeout
 	if kind == unix.SOCK_STREAM {
+		limit = streamTimeout
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
-	timeout := unix.NsecToTimeval(answerTimeout.Nanoseconds())
+	timeout := unix.NsecToTimeval(limit.Nanoseconds())
 	err = errors.Join(err,
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)) // bounds connect, too

@@ -87,7 +87,7 @@ func TestPlainPodsReachEachOther(t *testing.T) {
 	}
 	w := &world{self: self}
 	for i, server := range p.servers {
-		child, err := server.start(t.Context(), self, []string{"serve"}, quiet, nil, nil)
+		child, err := server.start(t.Context(), w.loader(os.Stderr, os.Stderr, "serve"))
 		if err != nil {
 			t.Fatal(err)
 		}

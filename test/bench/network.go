@@ -153,7 +153,7 @@ func (w *world) addPlains(ctx context.Context, o options, c *cluster) error {
 
 // addServer starts a server, gives it a Service, and adds the paths to both.
 func (w *world) addServer(ctx context.Context, c *cluster, network, distance string, from, at place, addr netip.Addr) error {
-	server, err := at.start(ctx, w.self, []string{"serve"}, quiet, w.log, w.log)
+	server, err := at.start(ctx, w.loader(w.log, w.log, "serve"))
 	if err != nil {
 		return fmt.Errorf("start a server: %w", err)
 	}
@@ -239,9 +239,15 @@ func left(began time.Time, done, all int) time.Duration {
 	return (time.Since(began) / time.Duration(done) * time.Duration(all-done)).Round(time.Second)
 }
 
-// quiet keeps the Go runtime from interrupting the children's system calls
-// with signals.
-var quiet = []string{"GODEBUG=asyncpreemptoff=1"}
+// loader is this program as client or server. The Go runtime must not
+// interrupt its system calls with signals, and what else the machine does
+// should disturb it little.
+func (w *world) loader(stdout, stderr *os.File, args ...string) command {
+	return command{
+		path: w.self, args: args, env: []string{"GODEBUG=asyncpreemptoff=1"}, nice: -10,
+		stdout: stdout, stderr: stderr,
+	}
+}
 
 // load runs one client.
 func (w *world) load(ctx context.Context, p path, test string, duration time.Duration) (Load, error) {
@@ -255,8 +261,8 @@ func (w *world) load(ctx context.Context, p path, test string, duration time.Dur
 		return Load{}, errors.Join(err, write.Close())
 	}
 	defer errRead.Close()
-	client, err := p.client.start(ctx, w.self,
-		[]string{"load", "-test", test, "-to", p.to.String(), "-duration", duration.String()}, quiet, write, errWrite)
+	client, err := p.client.start(ctx, w.loader(write, errWrite,
+		"load", "-test", test, "-to", p.to.String(), "-duration", duration.String()))
 	err = errors.Join(err, write.Close(), errWrite.Close())
 	if err != nil {
 		return Load{}, err

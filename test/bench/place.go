@@ -18,29 +18,32 @@ type place struct {
 	cgroup string
 }
 
+// command is what to run.
+type command struct {
+	path           string
+	args, env      []string // env is added to this process's
+	nice           int
+	stdout, stderr *os.File // neither is nil
+}
+
 // process is a child; done delivers its end once.
 type process struct {
 	cmd  *exec.Cmd
 	done chan error
 }
 
-// start starts cmd at p. The child dies with this process, and with ctx.
-func (p place) start(ctx context.Context, path string, args, env []string, stdout, stderr *os.File) (*process, error) {
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(os.Environ(), env...)
-	if stdout != nil { // an *os.File that is nil is not a nil io.Writer
-		cmd.Stdout = stdout
-	}
-	if stderr != nil {
-		cmd.Stderr = stderr
-	}
+// start starts c at p. The child dies with this process, and with ctx.
+func (p place) start(ctx context.Context, c command) (*process, error) {
+	cmd := exec.CommandContext(ctx, c.path, c.args...)
+	cmd.Env = append(os.Environ(), c.env...)
+	cmd.Stdout, cmd.Stderr = c.stdout, c.stderr
 	started := make(chan error)
 	child := &process{cmd: cmd, done: make(chan error, 1)}
 	go func() {
 		// Never unlocked: Pdeathsig is sent when the thread that started the
 		// child ends, and the thread must not carry its namespace elsewhere.
 		runtime.LockOSThread()
-		err := p.enterAndStart(cmd)
+		err := p.enterAndStart(cmd, c.nice)
 		started <- err
 		if err == nil {
 			child.done <- cmd.Wait()
@@ -49,7 +52,8 @@ func (p place) start(ctx context.Context, path string, args, env []string, stdou
 	return child, <-started
 }
 
-func (p place) enterAndStart(cmd *exec.Cmd) error {
+// enterAndStart changes the calling thread, whose child inherits it all.
+func (p place) enterAndStart(cmd *exec.Cmd, nice int) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if p.cgroup != "" {
 		dir, err := os.Open(p.cgroup)
@@ -60,6 +64,9 @@ func (p place) enterAndStart(cmd *exec.Cmd) error {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 	}
 	if err := netns.Set(p.netns); err != nil {
+		return err
+	}
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
 		return err
 	}
 	return cmd.Start()

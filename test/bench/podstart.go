@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"path/filepath"
+	"text/tabwriter"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/watch"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,35 +19,59 @@ import (
 	"weft.dev/weft/agent/cri"
 )
 
-// PodTimes are what starting a pod took, in milliseconds: through the API
-// with its stages, and by bare CRI calls.
+// PodTimes are what starting pods took, through the API and by bare calls of
+// the Container Runtime Interface.
 type PodTimes struct {
-	Ready     []float64 `json:"readyMilliseconds"` // from the POST to Ready, as a watcher sees it
-	Bound     []float64 `json:"boundMilliseconds"` // POST to bound to a node
-	Sandbox   []float64 `json:"sandboxMilliseconds"`
-	Created   []float64 `json:"createdMilliseconds"` // sandbox to container created
-	Started   []float64 `json:"startedMilliseconds"` // container created to started
-	Published []float64 `json:"publishedMilliseconds"`
-
-	CRI             []float64 `json:"criMilliseconds"` // the three calls together
-	RunPodSandbox   []float64 `json:"runPodSandboxMilliseconds"`
-	CreateContainer []float64 `json:"createContainerMilliseconds"`
-	StartContainer  []float64 `json:"startContainerMilliseconds"`
+	Pods []PodStart `json:"pods"`
+	Bare []PodStart `json:"bareCRI"`
 }
 
-func (t PodTimes) print(w io.Writer) {
-	printTimes(w, "Pod start, against the same CRI calls on the same containerd", []timesRow{
-		{"bare CRI calls", t.CRI},
-		{"  RunPodSandbox", t.RunPodSandbox},
-		{"  CreateContainer", t.CreateContainer},
-		{"  StartContainer", t.StartContainer},
-		{"pod, created to Ready", t.Ready},
-		{"  created to bound", t.Bound},
-		{"  bound to sandbox ready", t.Sandbox},
-		{"  sandbox ready to container created", t.Created},
-		{"  container created to started", t.Started},
-		{"  started to Ready seen by a watcher", t.Published},
-	})
+// PodStart is one start, in milliseconds. The runtime says when it had made
+// the sandbox's and the container's process, so the stages of both kinds are
+// the same.
+type PodStart struct {
+	Bound     float64 `json:"bound"`     // POST to bound to a node; 0 without the API
+	Sandbox   float64 `json:"sandbox"`   // to the sandbox's record in the runtime: preparation, CNI ADD
+	Created   float64 `json:"created"`   // to the container's: the sandbox's process, CreateContainer
+	Started   float64 `json:"started"`   // to the container's process
+	Published float64 `json:"published"` // to Ready at a watcher; bare: to the answer of StartContainer
+	Whole     float64 `json:"whole"`
+}
+
+// newPodStart takes stages from points in time; bound is when the node could
+// begin, which is the beginning itself without the API.
+func newPodStart(began, bound, sandbox, created, started, ready time.Time) PodStart {
+	between := func(from, to time.Time) float64 { return float64(to.Sub(from)) / float64(time.Millisecond) }
+	return PodStart{
+		Bound: between(began, bound), Sandbox: between(bound, sandbox), Created: between(sandbox, created),
+		Started: between(created, started), Published: between(started, ready), Whole: between(began, ready),
+	}
+}
+
+func (t PodTimes) print(out io.Writer) {
+	fmt.Fprint(out, "\nPod start: through the API until Ready, and the bare CRI calls on the same containerd, in ms\n")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(w, "\tpod\t\tCRI\t\tpod / CRI\t\n")
+	for _, row := range []struct {
+		what   string
+		figure func(PodStart) float64
+	}{
+		{"whole", func(p PodStart) float64 { return p.Whole }},
+		{"scheduler: created to bound", func(p PodStart) float64 { return p.Bound }},
+		{"preparation, CNI ADD", func(p PodStart) float64 { return p.Sandbox }},
+		{"sandbox process, CreateContainer", func(p PodStart) float64 { return p.Created }},
+		{"StartContainer", func(p PodStart) float64 { return p.Started }},
+		{"started to Ready at a watcher (CRI: to the answer)", func(p PodStart) float64 { return p.Published }},
+	} {
+		pod, bare := spreadOf(t.Pods, row.figure), spreadOf(t.Bare, row.figure)
+		ratio := "–"
+		if bare.Median > 0 {
+			ratio = fmt.Sprintf("%.2f ×", pod.Median/bare.Median)
+		}
+		fmt.Fprintf(w, "%s\t%.1f\t(%.1f to %.1f)\t%.1f\t(%.1f to %.1f)\t%s\t\n", row.what,
+			pod.Median, pod.Min, pod.Max, bare.Median, bare.Min, bare.Max, ratio)
+	}
+	w.Flush()
 }
 
 // measurePods starts pods through the API and by CRI in turn.
@@ -60,129 +84,117 @@ func measurePods(ctx context.Context, o options, c *cluster, say func(string)) (
 	defer func() { err = errors.Join(err, runtime.Close()) }()
 	for i := range o.pods {
 		say(fmt.Sprintf("%d of %d", i+1, o.pods))
-		if err := c.timePod(ctx, fmt.Sprintf("start-%d", i), node, runtime, &times); err != nil {
+		pod, err := c.timePod(ctx, fmt.Sprintf("start-%d", i), node, runtime)
+		if err != nil {
 			return times, err
 		}
-		if err := timeCRI(ctx, c, node, runtime, &times); err != nil {
-			return times, err
+		bare, err := timeCRI(ctx, c, node, runtime)
+		if err != nil {
+			return times, fmt.Errorf("bare CRI calls: %w", err)
 		}
+		times.Pods, times.Bare = append(times.Pods, pod), append(times.Bare, bare)
 	}
 	return times, nil
 }
 
-// timePod creates a pod that the scheduler may place on one node only, and
-// takes the times.
-func (c *cluster) timePod(ctx context.Context, name, node string, runtime *cri.Client, times *PodTimes) error {
+// timePod creates a pod that the scheduler may place on one node only.
+func (c *cluster) timePod(ctx context.Context, name, node string, runtime *cri.Client) (PodStart, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	pod := pausePod(name, "")
 	pod.Spec.NodeSelector = map[string]string{corev1.LabelHostname: node}
 	w, err := c.watchPod(ctx, name)
 	if err != nil {
-		return err
+		return PodStart{}, err
 	}
 	defer w.Stop()
 	began := time.Now()
 	if _, err := c.client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
-		return err
+		return PodStart{}, err
 	}
 	var bound, ready time.Time
-	limited, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	err = followWatch(limited, w, name, func(_ watch.EventType, seen *corev1.Pod) bool {
+	if err := follow(ctx, w, name, func(_ watch.EventType, seen *corev1.Pod) bool {
 		pod = seen
 		if bound.IsZero() && seen.Spec.NodeName != "" {
 			bound = time.Now()
 		}
-		if !isReady(seen) {
-			return false
-		}
 		ready = time.Now()
-		return true
-	})
-	if err != nil {
-		return err
+		return isReady(seen)
+	}); err != nil {
+		return PodStart{}, err
 	}
-	sandbox, created, started, err := stages(ctx, runtime, pod.UID)
+	sandboxes, err := runtime.Sandboxes(ctx, map[string]string{"io.kubernetes.pod.uid": string(pod.UID)})
 	if err != nil {
-		return err
+		return PodStart{}, err
 	}
-	add := func(list *[]float64, from, to time.Time) { *list = append(*list, milliseconds(to.Sub(from))) }
-	add(&times.Ready, began, ready)
-	add(&times.Bound, began, bound)
-	add(&times.Sandbox, bound, sandbox)
-	add(&times.Created, sandbox, created)
-	add(&times.Started, created, started)
-	add(&times.Published, started, ready)
-	return c.removePod(ctx, name, w)
+	if len(sandboxes) != 1 {
+		return PodStart{}, fmt.Errorf("pod %s has %d sandboxes, want 1", name, len(sandboxes))
+	}
+	sandbox, created, started, err := stages(ctx, runtime, sandboxes[0].Id, containerID(pod))
+	if err != nil {
+		return PodStart{}, err
+	}
+	return newPodStart(began, bound, sandbox, created, started, ready), c.removePod(ctx, name, w)
 }
 
 // stages asks the runtime when it had made what a pod consists of.
-func stages(ctx context.Context, runtime *cri.Client, uid types.UID) (sandbox, created, started time.Time, err error) {
-	selector := map[string]string{"io.kubernetes.pod.uid": string(uid)}
-	sandboxes, err := runtime.Sandboxes(ctx, selector)
+func stages(ctx context.Context, runtime *cri.Client, sandboxID, containerID string) (sandbox, created, started time.Time, err error) {
+	s, err := runtime.SandboxStatus(ctx, sandboxID)
 	if err != nil {
 		return
 	}
-	containers, err := runtime.Containers(ctx, selector)
+	c, err := runtime.ContainerStatus(ctx, containerID)
 	if err != nil {
 		return
 	}
-	if len(sandboxes) != 1 || len(containers) != 1 {
-		err = fmt.Errorf("%d sandboxes and %d containers, want one of each", len(sandboxes), len(containers))
-		return
-	}
-	status, err := runtime.ContainerStatus(ctx, containers[0].Id)
-	if err != nil {
-		return
-	}
-	return time.Unix(0, sandboxes[0].CreatedAt), time.Unix(0, status.CreatedAt), time.Unix(0, status.StartedAt), nil
+	return time.Unix(0, s.CreatedAt), time.Unix(0, c.CreatedAt), time.Unix(0, c.StartedAt), nil
 }
 
+// removePod removes a pod that w watches, and waits until it is gone.
 func (c *cluster) removePod(ctx context.Context, name string, w watch.Interface) error {
 	now := int64(0)
 	if err := c.client.CoreV1().Pods(namespace).Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 		return err
 	}
-	return followWatch(ctx, w, name, func(event watch.EventType, _ *corev1.Pod) bool { return event == watch.Deleted })
+	return follow(ctx, w, name, func(event watch.EventType, _ *corev1.Pod) bool { return event == watch.Deleted })
 }
 
-// timeCRI makes the three calls that such a pod takes, and takes the times.
+// timeCRI makes the three calls that such a pod takes, and nothing else.
 // Without the labels of a pod, the agent leaves the sandbox alone.
-func timeCRI(ctx context.Context, c *cluster, node string, runtime *cri.Client, times *PodTimes) (err error) {
+func timeCRI(ctx context.Context, c *cluster, node string, runtime *cri.Client) (times PodStart, err error) {
 	id := string(uuid.NewUUID())
+	own := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "bare", Namespace: namespace, Uid: id},
 		Hostname:     "bare",
-		LogDirectory: c.nodeFile(node, "bench", id),
+		LogDirectory: c.nodeFile(node, "logs", "bench-"+id),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    strings.Join([]string{"/weft", c.name, node, "bench"}, "/"),
-			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
+			CgroupParent:    filepath.Join("/weft", c.name, node, "bench", id),
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: own},
 		},
 	}
 	began := time.Now()
-	sandbox, err := runtime.RunPodSandbox(ctx, config, "")
+	sandboxID, err := runtime.RunPodSandbox(ctx, config, "")
 	if err != nil {
-		return err
+		return times, err
 	}
 	defer func() {
-		err = errors.Join(err, runtime.StopPodSandbox(ctx, sandbox), runtime.RemovePodSandbox(ctx, sandbox))
+		err = errors.Join(err, runtime.StopPodSandbox(ctx, sandboxID), runtime.RemovePodSandbox(ctx, sandboxID))
 	}()
-	ran := time.Now()
-	container, err := runtime.CreateContainer(ctx, sandbox, &runtimeapi.ContainerConfig{
+	containerID, err := runtime.CreateContainer(ctx, sandboxID, &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "pause"},
 		Image:    &runtimeapi.ImageSpec{Image: containerd.SandboxImage},
-		Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: config.Linux.SecurityContext.NamespaceOptions}},
+		Linux: &runtimeapi.LinuxContainerConfig{
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: own},
+		},
 	}, config)
 	if err != nil {
-		return err
+		return times, err
 	}
-	created := time.Now()
-	if err := runtime.StartContainer(ctx, container); err != nil {
-		return err
+	if err := runtime.StartContainer(ctx, containerID); err != nil {
+		return times, err
 	}
-	started := time.Now()
-	times.CRI = append(times.CRI, milliseconds(started.Sub(began)))
-	times.RunPodSandbox = append(times.RunPodSandbox, milliseconds(ran.Sub(began)))
-	times.CreateContainer = append(times.CreateContainer, milliseconds(created.Sub(ran)))
-	times.StartContainer = append(times.StartContainer, milliseconds(started.Sub(created)))
-	return nil
+	answered := time.Now()
+	sandbox, created, started, err := stages(ctx, runtime, sandboxID, containerID)
+	return newPodStart(began, began, sandbox, created, started, answered), err
 }

@@ -48,14 +48,17 @@ func spread(values []float64) Spread {
 	return Spread{Median: (sorted[(n-1)/2] + sorted[n/2]) / 2, Min: sorted[0], Max: sorted[n-1]}
 }
 
-// of summarizes one figure of every round.
-func (s Series) of(figure func(Load) float64) Spread {
+// spreadOf summarizes one figure of each of several measurements.
+func spreadOf[T any](list []T, figure func(T) float64) Spread {
 	var values []float64
-	for _, load := range s.Rounds {
-		values = append(values, figure(load))
+	for _, each := range list {
+		values = append(values, figure(each))
 	}
 	return spread(values)
 }
+
+// of summarizes one figure of every round.
+func (s Series) of(figure func(Load) float64) Spread { return spreadOf(s.Rounds, figure) }
 
 func perSecond(l Load) float64 { return l.PerSecond }
 func p50(l Load) float64       { return l.P50 }
@@ -83,31 +86,33 @@ var titles = map[string]string{
 	tcpCRR: "TCP connect, request, response, close",
 }
 
-// printNetwork is the table of one test at one distance. The last column says
-// how many times as fast Weft's ClusterIP is.
+// printNetwork is the table of one test at one distance. The last columns
+// compare each row with Weft's ClusterIP: how many times as many transactions
+// that does, and how many times as long the row's take.
 func printNetwork(out io.Writer, test, distance string, all []Series) {
 	var rows []Series
-	var weft float64
+	var weft Series
 	for _, s := range all {
 		if s.Test != test || s.Distance != distance {
 			continue
 		}
 		rows = append(rows, s)
 		if s.Network == "weft" && s.Target == clusterIP {
-			weft = s.of(perSecond).Median
+			weft = s
 		}
 	}
 	fmt.Fprintf(out, "\n%s, backend on the %s\n", titles[test], distance)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(w, "\tper second\t\tp50 µs\tp99 µs\tlost\tWeft ClusterIP is\t\n")
+	fmt.Fprint(w, "\tper second\t\tp50 µs\t\tp99 µs\tlost\tWeft's ClusterIP: rate\tp50\t\n")
 	for _, s := range rows {
-		rate := s.of(perSecond)
+		rate, typical := s.of(perSecond), s.of(p50)
 		lost := 0
 		for _, load := range s.Rounds {
 			lost += load.Lost
 		}
-		fmt.Fprintf(w, "%s\t%.0f\t(%.0f to %.0f)\t%.1f\t%.1f\t%d\t%.2f ×\t\n", s.title(),
-			rate.Median, rate.Min, rate.Max, s.of(p50).Median, s.of(p99).Median, lost, weft/rate.Median)
+		fmt.Fprintf(w, "%s\t%.0f\t(%.0f to %.0f)\t%.1f\t(%.1f to %.1f)\t%.1f\t%d\t%.2f ×\t%.2f ×\t\n", s.title(),
+			rate.Median, rate.Min, rate.Max, typical.Median, typical.Min, typical.Max, s.of(p99).Median, lost,
+			weft.of(perSecond).Median/rate.Median, typical.Median/weft.of(p50).Median)
 	}
 	w.Flush()
 }

@@ -42,10 +42,10 @@ func TestTableComparesWithClusterIPOfWeft(t *testing.T) {
 	})
 	want := `
 TCP request/response, backend on the same node
-                                        per second                    p50 µs  p99 µs  lost  Weft ClusterIP is
-                          Weft, direct       40000  (40000 to 50000)    25.0    50.0     0             1.00 ×
-                       Weft, ClusterIP       40000  (10000 to 50000)    25.0    50.0     0             1.00 ×
-  veth, kube-proxy iptables, ClusterIP       20000  (10000 to 30000)    50.0   100.0     0             2.00 ×
+                                        per second                    p50 µs                   p99 µs  lost  Weft's ClusterIP: rate     p50
+                          Weft, direct       40000  (40000 to 50000)    25.0   (20.0 to 25.0)    50.0     0                  1.00 ×  1.00 ×
+                       Weft, ClusterIP       40000  (10000 to 50000)    25.0  (20.0 to 100.0)    50.0     0                  1.00 ×  1.00 ×
+  veth, kube-proxy iptables, ClusterIP       20000  (10000 to 30000)    50.0  (33.3 to 100.0)   100.0     0                  2.00 ×  2.00 ×
 `
 	if out.String() != want {
 		t.Errorf("got%s\nwant%s", out.String(), want)
