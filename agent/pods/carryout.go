@@ -137,7 +137,7 @@ func (w *worker) startContainer(ctx context.Context, f facts, start containerSta
 	if err != nil {
 		return failed(reasonCreateConfigError, err)
 	}
-	image, err := w.image(ctx, pod, c, sandbox)
+	image, err := w.image(ctx, pod, wantedImage{c.Image, c.ImagePullPolicy, c}, sandbox)
 	if err != nil {
 		return err
 	}
@@ -169,8 +169,11 @@ func (w *worker) createContainer(ctx context.Context, f facts, c *corev1.Contain
 	if err != nil {
 		return "", failed(reasonCreateConfigError, err)
 	}
-	mounts, undo, err := w.mounts(ctx, pod, c, env, ips)
+	mounts, undo, err := w.mounts(ctx, pod, c, env, ips, sandbox)
 	defer undo()
+	if _, known := errors.AsType[*opError](err); known {
+		return "", err
+	}
 	if err != nil {
 		return "", failed(reasonCreateConfigError, err)
 	}

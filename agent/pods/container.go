@@ -108,7 +108,7 @@ func containerAnnotations(pod *corev1.Pod, c *corev1.Container, start containerS
 // mounts are a container's volume mounts, its hosts file and its termination
 // message file. undo takes back what subpaths needed, once the container is
 // created.
-func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, env map[string]string, ips []string) (list []*runtimeapi.Mount, undo func(), err error) {
+func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, env map[string]string, ips []string, sandbox *runtimeapi.PodSandboxConfig) (list []*runtimeapi.Mount, undo func(), err error) {
 	var cleanups []func()
 	undo = func() {
 		for _, f := range slices.Backward(cleanups) {
@@ -121,14 +121,22 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 	}
 	ownHosts := false
 	for _, m := range c.VolumeMounts {
+		if m, err = expandSubPath(m, env); err != nil {
+			return nil, undo, err
+		}
+		if source := imageVolume(pod, m.Name); source != nil {
+			mount, err := w.imageMount(ctx, pod, c, m, source, sandbox)
+			if err != nil {
+				return nil, undo, err
+			}
+			list = append(list, mount)
+			continue
+		}
 		mounted, ok := volumes[m.Name]
 		if !ok {
 			return nil, undo, fmt.Errorf("cannot find volume %q to mount into container %q", m.Name, c.Name)
 		}
 		hostPath := mounted.HostPath
-		if m, err = expandSubPath(m, env); err != nil {
-			return nil, undo, err
-		}
 		if m.SubPath != "" {
 			sub, cleanup, err := w.m.cfg.Volumes.SubPath(ctx, pod, c, m)
 			if err != nil {

@@ -17,38 +17,45 @@ import (
 	"weft.dev/weft/agent/cri"
 )
 
-// image makes a container's image present by its pull policy and returns it.
-func (w *worker) image(ctx context.Context, pod *corev1.Pod, c *corev1.Container, config *runtimeapi.PodSandboxConfig) (*runtimeapi.Image, error) {
-	named, err := reference.ParseNormalizedNamed(c.Image)
+// wantedImage is an image that a container, or a volume of it, needs.
+type wantedImage struct {
+	reference string
+	policy    corev1.PullPolicy
+	container *corev1.Container // for events
+}
+
+// image makes an image present by its pull policy and returns it.
+func (w *worker) image(ctx context.Context, pod *corev1.Pod, wanted wantedImage, config *runtimeapi.PodSandboxConfig) (*runtimeapi.Image, error) {
+	named, err := reference.ParseNormalizedNamed(wanted.reference)
 	if err != nil {
-		err = fmt.Errorf("couldn't parse image name %q: %w", c.Image, err)
-		w.warn(pod, c, eventInspectFailed, fmt.Sprintf("Failed to apply default image tag %q: %v", c.Image, err))
+		err = fmt.Errorf("couldn't parse image name %q: %w", wanted.reference, err)
+		w.warn(pod, wanted.container, eventInspectFailed, fmt.Sprintf("Failed to apply default image tag %q: %v", wanted.reference, err))
 		return nil, failed(reasonInvalidImageName, err)
 	}
-	name := c.Image
+	name := wanted.reference
 	if reference.IsNameOnly(named) {
 		name += ":latest"
 	}
 	present, err := w.m.cfg.Images.ImageStatus(ctx, name)
 	if err != nil {
-		w.warn(pod, c, eventInspectFailed, fmt.Sprintf("Failed to inspect image %q: %s", c.Image, cri.Message(err)))
-		return nil, failed(reasonImageInspectError, fmt.Errorf("failed to inspect image %q: %s", c.Image, cri.Message(err)))
+		w.warn(pod, wanted.container, eventInspectFailed, fmt.Sprintf("Failed to inspect image %q: %s", wanted.reference, cri.Message(err)))
+		return nil, failed(reasonImageInspectError, fmt.Errorf("failed to inspect image %q: %s", wanted.reference, cri.Message(err)))
 	}
 	switch {
-	case present != nil && c.ImagePullPolicy != corev1.PullAlways:
-		w.event(pod, c, eventPulled, fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", c.Image))
+	case present != nil && wanted.policy != corev1.PullAlways:
+		w.event(pod, wanted.container, eventPulled, fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", wanted.reference))
 		return present, nil
-	case c.ImagePullPolicy == corev1.PullNever:
-		message := fmt.Sprintf("Container image %q is not present with pull policy of Never", c.Image)
-		w.warn(pod, c, reasonErrImageNeverPull, message)
+	case wanted.policy == corev1.PullNever:
+		message := fmt.Sprintf("Container image %q is not present with pull policy of Never", wanted.reference)
+		w.warn(pod, wanted.container, reasonErrImageNeverPull, message)
 		return nil, failed(reasonErrImageNeverPull, errors.New(message))
 	}
-	return w.pull(ctx, pod, c, name, config)
+	return w.pull(ctx, pod, wanted, name, config)
 }
 
 // pull fetches an image, with each of the pod's credentials that fit in turn.
-func (w *worker) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container, name string, config *runtimeapi.PodSandboxConfig) (*runtimeapi.Image, error) {
-	w.event(pod, c, eventPulling, fmt.Sprintf("Pulling image %q", c.Image))
+func (w *worker) pull(ctx context.Context, pod *corev1.Pod, wanted wantedImage, name string, config *runtimeapi.PodSandboxConfig) (*runtimeapi.Image, error) {
+	w.event(pod, wanted.container, eventPulling, fmt.Sprintf("Pulling image %q", wanted.reference))
 	begun := time.Now()
 	var pullErr error
 	for _, auth := range append(w.credentials(ctx, pod, name), nil) {
@@ -59,15 +66,15 @@ func (w *worker) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container,
 		}
 		image, err := w.m.cfg.Images.ImageStatus(ctx, id)
 		if err != nil || image == nil {
-			return nil, failed(reasonImageInspectError, fmt.Errorf("image %q was pulled as %s, which the runtime does not find: %v", c.Image, id, err))
+			return nil, failed(reasonImageInspectError, fmt.Errorf("image %q was pulled as %s, which the runtime does not find: %v", wanted.reference, id, err))
 		}
 		took := time.Since(begun).Truncate(time.Millisecond)
-		w.event(pod, c, eventPulled, fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.Image, took, took, image.Size))
+		w.event(pod, wanted.container, eventPulled, fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", wanted.reference, took, took, image.Size))
 		return image, nil
 	}
-	message := fmt.Sprintf("failed to pull image %q: %s", c.Image, cri.Message(pullErr))
-	w.warn(pod, c, eventFailed, strings.ToUpper(message[:1])+message[1:])
-	w.warn(pod, c, eventFailed, "Error: "+reasonErrImagePull)
+	message := fmt.Sprintf("failed to pull image %q: %s", wanted.reference, cri.Message(pullErr))
+	w.warn(pod, wanted.container, eventFailed, strings.ToUpper(message[:1])+message[1:])
+	w.warn(pod, wanted.container, eventFailed, "Error: "+reasonErrImagePull)
 	return nil, failed(reasonErrImagePull, errors.New(message))
 }
 

@@ -339,12 +339,37 @@ func TestImageThatCannotBePulled(t *testing.T) {
 	})
 }
 
+func TestImageVolumeIsPulledAndMountedByTheRuntime(t *testing.T) {
+	inCluster(t, func(t *testing.T, c *cluster) {
+		c.runtime.Missing["data:1"] = true
+		c.apply(`
+spec:
+  containers: [{name: app, volumeMounts: [{name: data, mountPath: /data, subPath: docs}]}]
+  volumes: [{name: data, image: {reference: "data:1", pullPolicy: IfNotPresent}}]`)
+		c.wantStatus("Running [ContainersReady Initialized PodReadyToStartContainers Ready]\napp: running, ready")
+		c.wantEvent(`Normal Pulled Successfully pulled image "data:1"`)
+		list, err := c.runtime.Containers(t.Context(), nil)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("containers %v, %v", list, err)
+		}
+		status, err := c.runtime.ContainerStatus(t.Context(), list[0].Id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mount := status.Mounts[0]
+		if mount.Image.GetUserSpecifiedImage() != "data:1" || mount.ImageSubPath != "docs" || !mount.Readonly || mount.ContainerPath != "/data" || mount.HostPath != "" {
+			t.Errorf("mount is %v", mount)
+		}
+	})
+}
+
 func TestWaitingReasons(t *testing.T) {
 	for name, test := range map[string]struct{ pod, want string }{
-		"never pulled": {`{name: app, image: "gone:1", imagePullPolicy: Never}`, reasonErrImageNeverPull},
-		"bad name":     {`{name: app, image: "UPPER:1"}`, reasonInvalidImageName},
-		"no ConfigMap": {`{name: app, envFrom: [{configMapRef: {name: settings}}]}`, reasonCreateConfigError},
-		"not as root":  {`{name: app, securityContext: {runAsNonRoot: true, runAsUser: 0}}`, reasonCreateConfigError},
+		"never pulled":                {`{name: app, image: "gone:1", imagePullPolicy: Never}`, reasonErrImageNeverPull},
+		"volume's image never pulled": {`{name: app, volumeMounts: [{name: data, mountPath: /data}]}], volumes: [{name: data, image: {reference: "gone:1", pullPolicy: Never}}`, reasonErrImageNeverPull},
+		"bad name":                    {`{name: app, image: "UPPER:1"}`, reasonInvalidImageName},
+		"no ConfigMap":                {`{name: app, envFrom: [{configMapRef: {name: settings}}]}`, reasonCreateConfigError},
+		"not as root":                 {`{name: app, securityContext: {runAsNonRoot: true, runAsUser: 0}}`, reasonCreateConfigError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inCluster(t, func(t *testing.T, c *cluster) {

@@ -138,7 +138,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	return nil
 }
 
-// Mount makes every volume that a container of pod uses, and returns them by name. It is idempotent; called for a pod that
+// Mount makes every volume that a container of pod uses, and returns them by name; images are left to the container runtime, which
+// mounts them into containers itself. It is idempotent; called for a pod that
 // changed, it also brings the files up to date. If volumes fail, the others are made all the same; the error joins one error per
 // failed volume (errors.Join), each worded for an event, and the mounts that succeeded are returned with it.
 func (m *Manager) Mount(ctx context.Context, pod *corev1.Pod) (map[string]Mount, error) {
@@ -158,7 +159,7 @@ func (m *Manager) Mount(ctx context.Context, pod *corev1.Pod) (map[string]Mount,
 	var failed []error
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
-		if !used.Has(v.Name) && !devices.Has(v.Name) {
+		if !used.Has(v.Name) && !devices.Has(v.Name) || v.Image != nil {
 			continue
 		}
 		mount, err := m.mountOne(ctx, pod, v)
