@@ -116,7 +116,11 @@ func (r *Reclaimer) next(ctx context.Context) bool {
 		r.queue.Forget(name)
 		return true
 	}
-	r.cfg.Log.Warn("cannot delete volume, trying again", "persistentVolume", name, "err", err)
+	level := slog.LevelWarn
+	if apierrors.IsConflict(err) {
+		level = slog.LevelDebug // changed meanwhile, for instance by the protection of volumes in use
+	}
+	r.cfg.Log.Log(ctx, level, "cannot delete volume, trying again", "persistentVolume", name, "err", err)
 	r.queue.AddRateLimited(name)
 	return true
 }
