@@ -53,4 +53,5 @@ var controllers = []struct {
 	{name: "persistentvolume-protection-controller", new: newVolumeProtection},
 	{name: "persistentvolumeclaim-protection-controller", new: newClaimProtection},
 	{name: "ephemeral-volume-controller", new: newEphemeralVolume},
+	{name: "volumeattributesclass-protection-controller", gate: features.VolumeAttributesClass, new: newAttributesProtection},
 }

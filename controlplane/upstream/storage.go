@@ -8,6 +8,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller/volume/persistentvolume"
 	"k8s.io/kubernetes/pkg/controller/volume/pvcprotection"
 	"k8s.io/kubernetes/pkg/controller/volume/pvprotection"
+	"k8s.io/kubernetes/pkg/controller/volume/vacprotection"
 )
 
 // newVolumeBinder has no volume plugins: volumes are provisioned and deleted by
@@ -69,4 +70,18 @@ func newEphemeralVolume(ctx context.Context, e *env) (runFunc, error) {
 		return nil, err
 	}
 	return func(ctx context.Context) { c.Run(ctx, 5) }, nil
+}
+
+func newAttributesProtection(ctx context.Context, e *env) (runFunc, error) {
+	client, err := e.client("volumeattributesclass-protection-controller")
+	if err != nil {
+		return nil, err
+	}
+	c, err := vacprotection.NewVACProtectionController(klog.FromContext(ctx), client,
+		e.informers.Core().V1().PersistentVolumeClaims(), e.informers.Core().V1().PersistentVolumes(),
+		e.informers.Storage().V1().VolumeAttributesClasses())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
 }
