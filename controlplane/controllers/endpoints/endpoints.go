@@ -3,6 +3,8 @@
 // reads it, but programs do. It knows one address family, and at most 1000 addresses.
 package endpoints
 
+//lint:file-ignore SA1019 programs still read Endpoints
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package endpoints
 
+//lint:file-ignore SA1019 programs still read Endpoints
+
 import (
 	"errors"
 	"fmt"
