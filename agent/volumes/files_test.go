@@ -168,9 +168,6 @@ func TestFailuresNameTheVolumeAndTheObject(t *testing.T) {
 		"a kind of volume that Weft does not have": {
 			corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{Server: "s", Path: "/"}},
 			`MountVolume.SetUp failed for volume "v" : volumes[name=v].nfs is not supported by Weft`},
-		"an image volume": {
-			corev1.VolumeSource{Image: &corev1.ImageVolumeSource{}},
-			`MountVolume.SetUp failed for volume "v" : volumes[name=v].image is not supported by Weft`},
 		"a medium that Weft does not have": {
 			corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: "HugePages"}},
 			`MountVolume.SetUp failed for volume "v" : volumes[name=v].emptyDir.medium "HugePages" is not supported by Weft`},

@@ -8,8 +8,8 @@ import (
 )
 
 // controllers are the housekeeping controllers, under the names that
-// kube-controller-manager gives them. Workloads, EndpointSlices and node pod
-// CIDRs are not among them: those are Weft's own.
+// kube-controller-manager gives them. Workloads, endpoints and node pod CIDRs
+// are not among them: those are Weft's own.
 var controllers = []struct {
 	name string
 	// gate, if set, is the feature gate the controller belongs to.
@@ -31,6 +31,7 @@ var controllers = []struct {
 	{name: "certificatesigningrequest-approving-controller", new: newCSRApprover},
 	{name: "certificatesigningrequest-signing-controller", new: newCSRSigner},
 	{name: "certificatesigningrequest-cleaner-controller", new: newCSRCleaner},
+	{name: "podcertificaterequest-cleaner-controller", gate: features.PodCertificateRequest, new: newPodCertificateCleaner},
 	{name: "bootstrap-signer-controller", new: newBootstrapSigner},
 	{name: "token-cleaner-controller", new: newTokenCleaner},
 	{name: "node-lifecycle-controller", new: newNodeLifecycle},
@@ -43,9 +44,7 @@ var controllers = []struct {
 	{name: "ttl-after-finished-controller", new: newTTLAfterFinished},
 	{name: "resourceclaim-controller", gate: features.DynamicResourceAllocation, new: newResourceClaim},
 
-	// Services: the older Endpoints API and the allocation of addresses.
-	{name: "endpoints-controller", new: newEndpoints},
-	{name: "endpointslice-mirroring-controller", new: newEndpointSliceMirroring},
+	// Services: the allocation of addresses.
 	{name: "service-cidr-controller", gate: features.MultiCIDRServiceAllocator, new: newServiceCIDR},
 
 	// Storage.

@@ -15,8 +15,6 @@ const (
 	// are deleted.
 	terminatedPods = 12500
 
-	mirroredEndpointsPerSubset = 1000
-
 	autoscalerPeriod         = 15 * time.Second
 	autoscalerDownscale      = 5 * time.Minute // stabilization window
 	autoscalerTolerance      = 0.1             // share of the target value

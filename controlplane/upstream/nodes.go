@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"time"
 
 	"k8s.io/kubernetes/pkg/controller/bootstrap"
 	"k8s.io/kubernetes/pkg/controller/certificates/approver"
@@ -10,6 +11,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller/nodelifecycle"
 	"k8s.io/kubernetes/pkg/controller/podgc"
 	"k8s.io/kubernetes/pkg/controller/tainteviction"
+	"k8s.io/utils/clock"
 )
 
 func newCSRApprover(ctx context.Context, e *env) (runFunc, error) {
@@ -59,6 +61,23 @@ func newCSRCleaner(ctx context.Context, e *env) (runFunc, error) {
 	}
 	c := cleaner.NewCSRCleanerController(client.CertificatesV1().CertificateSigningRequests(),
 		e.informers.Certificates().V1().CertificateSigningRequests())
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+// What no signer has answered in podCertificateTime is forgotten, as upstream's
+// own controller manager does; it is looked for every podCertificateInterval.
+const (
+	podCertificateTime     = 15 * time.Minute
+	podCertificateInterval = 5 * time.Minute
+)
+
+func newPodCertificateCleaner(_ context.Context, e *env) (runFunc, error) {
+	client, err := e.client("podcertificaterequestcleaner")
+	if err != nil {
+		return nil, err
+	}
+	c := cleaner.NewPCRCleanerController(client, e.informers.Certificates().V1().PodCertificateRequests(),
+		clock.RealClock{}, podCertificateTime, podCertificateInterval)
 	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
 }
 

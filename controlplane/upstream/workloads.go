@@ -7,8 +7,6 @@ import (
 	"k8s.io/client-go/scale"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/controller/disruption"
-	"k8s.io/kubernetes/pkg/controller/endpoint"
-	"k8s.io/kubernetes/pkg/controller/endpointslicemirroring"
 	"k8s.io/kubernetes/pkg/controller/podautoscaler"
 	"k8s.io/kubernetes/pkg/controller/podautoscaler/metrics"
 	"k8s.io/kubernetes/pkg/controller/resourceclaim"
@@ -100,27 +98,6 @@ func newResourceClaim(ctx context.Context, e *env) (runFunc, error) {
 		return nil, err
 	}
 	return func(ctx context.Context) { c.Run(ctx, 10) }, nil
-}
-
-func newEndpoints(ctx context.Context, e *env) (runFunc, error) {
-	client, err := e.client("endpoint-controller")
-	if err != nil {
-		return nil, err
-	}
-	c := endpoint.NewEndpointController(ctx, e.informers.Core().V1().Pods(), e.informers.Core().V1().Services(),
-		e.informers.Core().V1().Endpoints(), client, 0)
-	return func(ctx context.Context) { c.Run(ctx, 5) }, nil
-}
-
-func newEndpointSliceMirroring(ctx context.Context, e *env) (runFunc, error) {
-	client, err := e.client("endpointslicemirroring-controller")
-	if err != nil {
-		return nil, err
-	}
-	c := endpointslicemirroring.NewController(ctx, e.informers.Core().V1().Endpoints(),
-		e.informers.Discovery().V1().EndpointSlices(), e.informers.Core().V1().Services(),
-		mirroredEndpointsPerSubset, client, 0)
-	return func(ctx context.Context) { c.Run(ctx, 5) }, nil
 }
 
 func newServiceCIDR(ctx context.Context, e *env) (runFunc, error) {
