@@ -14,7 +14,9 @@ import (
 	"weft.dev/weft/controlplane/controllers/cronjob"
 	"weft.dev/weft/controlplane/controllers/daemonset"
 	"weft.dev/weft/controlplane/controllers/deployment"
+	"weft.dev/weft/controlplane/controllers/endpoints"
 	"weft.dev/weft/controlplane/controllers/endpointslice"
+	"weft.dev/weft/controlplane/controllers/endpointslicemirroring"
 	"weft.dev/weft/controlplane/controllers/ingressaccess"
 	"weft.dev/weft/controlplane/controllers/job"
 	"weft.dev/weft/controlplane/controllers/localvolume"
@@ -70,6 +72,8 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"job-controller", runner(job.New)},
 		{"cronjob-controller", runner(cronjob.New)},
 		{"endpointslice-controller", runner(endpointslice.New)},
+		{"endpointslicemirroring-controller", runner(endpointslicemirroring.New)},
+		{"endpoint-controller", runner(endpoints.New)},
 		{"node-controller", runner(func(env reconcile.Env) (*nodecidr.Controller, error) { return nodecidr.New(env, deps.podRanges()) })},
 		{"serving-certificate-controller", runner(servingcsr.New)},
 		{"ingress-access-controller", runner(ingressaccess.New)},
