@@ -14,8 +14,9 @@
 char _license[] SEC("license") = "GPL";
 
 /* track remembers a connection from outside straight to a pod, so that its
- * answers are not taken for new connections to be masqueraded. */
-static __noinline int track(const struct pkt *pkt)
+ * answers are not taken for new connections to be masqueraded. The packet goes
+ * on whether or not that works. */
+static __noinline void track(const struct pkt *pkt)
 {
 	struct flow same = {
 		.src = pkt->tuple.src, .dst = pkt->tuple.dst,
@@ -23,8 +24,8 @@ static __noinline int track(const struct pkt *pkt)
 	};
 
 	if (!pkt->has_ports || pkt->is_error || network_of(&pkt->tuple.src))
-		return NEXT;
-	return bind_flow(&pkt->tuple, &same, PORT_KEEP);
+		return;
+	bind_flow(&pkt->tuple, &same, PORT_KEEP);
 }
 
 /* deliver takes what is for pods and services; the rest is the host's. */
@@ -55,10 +56,7 @@ int uplink_ingress(struct __sk_buff *ctx)
 	verdict = parse(ctx, &pkt);
 	if (verdict != NEXT)
 		return verdict;
-	verdict = translate(ctx, &pkt);
-	if (verdict != NEXT)
-		return verdict;
-	verdict = load_balance(ctx, &pkt, node, FROM_OUTSIDE);
+	verdict = steer(ctx, &pkt, node, FROM_OUTSIDE);
 	if (verdict != NEXT)
 		return verdict;
 	return pkt.is_known ? forward(ctx, &pkt, node) : deliver(ctx, &pkt);
@@ -86,7 +84,7 @@ static __noinline int masquerade(struct __sk_buff *ctx, struct pkt *pkt,
 	to.dport = pkt->tuple.dport;
 	verdict = bind_flow(&pkt->tuple, &to, PORT_CHOOSE);
 	if (verdict != NEXT)
-		return verdict;
+		return drop(verdict);
 	return rewrite(ctx, pkt, &to);
 }
 

@@ -110,10 +110,7 @@ int overlay_ingress(struct __sk_buff *ctx)
 		return verdict;
 	/* The inner MAC addresses mean nothing. */
 	bpf_skb_change_type(ctx, PACKET_HOST);
-	verdict = translate(ctx, &pkt);
-	if (verdict != NEXT)
-		return verdict;
-	verdict = load_balance(ctx, &pkt, node, FROM_OUTSIDE);
+	verdict = steer(ctx, &pkt, node, FROM_OUTSIDE);
 	if (verdict != NEXT)
 		return verdict;
 	return forward(ctx, &pkt, node);

@@ -49,10 +49,7 @@ int pod_egress(struct __sk_buff *ctx)
 	verdict = check_source(ctx, &pkt);
 	if (verdict != NEXT)
 		return verdict;
-	verdict = translate(ctx, &pkt);
-	if (verdict != NEXT)
-		return verdict;
-	verdict = load_balance(ctx, &pkt, node, FROM_NODE);
+	verdict = steer(ctx, &pkt, node, FROM_NODE);
 	if (verdict != NEXT)
 		return verdict;
 	/* NetworkPolicy takes its place here: addresses are final, and nothing

@@ -44,6 +44,14 @@ static __always_inline int refuse(void)
 	return DENY;
 }
 
+/* give_up is what a client sees whose packets are dropped, without the wait. */
+static __always_inline int give_up(void)
+{
+	count(DROP_NO_BACKEND);
+	bpf_set_retval(-ETIMEDOUT);
+	return DENY;
+}
+
 /* remember lets getpeername and recvmsg find the frontend again. */
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct choice *c)
 {
@@ -78,7 +86,7 @@ static __always_inline int resolve(struct bpf_sock_addr *ctx, struct choice *c, 
 		c->random = connects ? bpf_get_prandom_u32() :
 				       (__u32)bpf_get_socket_cookie(ctx) * 2654435761u >> 8;
 		if (!c->n)
-			break;
+			return service->flags & SERVICE_DROP_INTERNAL ? give_up() : refuse();
 		if (choose_backend(c))
 			return NEXT;
 	}

@@ -46,7 +46,7 @@ func (d *Dataplane) Apply(ctx context.Context, s State) error {
 	}
 	step(d.count(d.node.Add(map[uint32]bpfobj.MapsNode{0: devices.entry(s.Node)})))
 	step(d.count(d.networks.Add(networks)))
-	if err := d.count(d.services.Apply(s.Services)); err != nil {
+	if err := errors.Join(d.count(d.services.Apply(s.Services)), d.endStaleSockets(s.Services)); err != nil {
 		step(&ServiceError{err})
 	}
 	step(d.attachNode(devices))

@@ -46,6 +46,9 @@ type Dataplane struct {
 	pods map[string]device
 	// routes are those last set, so that an unchanged set costs nothing.
 	routes []rtnl.Route
+	// udp are the UDP frontends that no socket of the node is stale for; nil
+	// before the first look.
+	udp []service.Frontend
 	// current says that all links run this build's programs.
 	current bool
 

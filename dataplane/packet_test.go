@@ -3,6 +3,7 @@ package dataplane
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -206,6 +207,31 @@ func TestMasqueradeAndBackKeepChecksumsRight(t *testing.T) {
 					t.Errorf("answer is for port or identifier %d, want 4000", port)
 				}
 			})
+		}
+	})
+}
+
+func TestPacketThatIsDeliveredUntrackedIsNotCountedAsDropped(t *testing.T) {
+	p := loadPrograms(t)
+	bothFamilies(t, func(t *testing.T, family int) {
+		// Another flow has the entry that the answers' direction would need.
+		taken := bpfobj.MapsFlowKey{
+			Src: bpfobj.MapsAddr{B: podAddrs[family].As16()}, Dst: bpfobj.MapsAddr{B: farAddrs[family].As16()},
+			Sport: 443<<8&0xff00 | 443>>8, Dport: 4000<<8&0xff00 | 4000>>8, Protocol: 6,
+		}
+		p.put("flows", taken, bpfobj.MapsFlow{Src: taken.Src, Dst: bpfobj.MapsAddr{B: hopAddrs[family].As16()}, Sport: 1, Dport: 2})
+		packet := testnet.Packet{Src: farAddrs[family], Dst: podAddrs[family], Protocol: 6, L4: testnet.TCP(4000, 443, 1, 0, 0x02)}
+		if verdict, _ := p.run("uplink_ingress", packet.Bytes()); verdict != verdictRedirect {
+			t.Fatalf("verdict %d, want it delivered", verdict)
+		}
+		for _, reason := range []bpfobj.MapsCounter{bpfobj.MapsCounterDROP_PORTS_EXHAUSTED, bpfobj.MapsCounterDROP_TABLE_FULL} {
+			var perCPU []uint64
+			if err := p.Map("counters").Lookup(uint32(reason), &perCPU); err != nil {
+				t.Fatal(err)
+			}
+			if slices.Max(perCPU) != 0 {
+				t.Errorf("%s: %v", counterNames[reason], perCPU)
+			}
 		}
 	})
 }

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -187,6 +188,91 @@ func TestRemovedBackendGetsNoMoreDatagrams(t *testing.T) {
 		if err != nil || !strings.HasPrefix(answer, want+" ") {
 			t.Errorf("answer %q, %v; want one of %s", answer, err, want)
 		}
+	}
+}
+
+func TestConnectedDatagramSocketOfTheNodeEndsWithItsBackend(t *testing.T) {
+	c := newCluster(t, VXLAN)
+	c.servePods()
+	vip := netip.AddrPortFrom(clusterIP, servicePort).String()
+	use := func(backends ...netip.AddrPort) {
+		c.a.state.Services = frontends(service.ClusterIP, clusterIP, servicePort, backends...)
+		c.a.apply()
+	}
+	use(c.b.backend(0))
+	c.a.enterCgroup()
+	dial := func() net.Conn {
+		conn, err := c.a.Dial("udp", vip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	conn := dial()
+	direct, err := c.a.Dial("udp", c.b.backend(0).String()) // asked for the pod itself
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close()
+
+	use(c.b.backend(0), c.b.backend(1))
+	if answer, err := testnet.Say(conn, "hello"); err != nil || !strings.HasPrefix(answer, "test/node2-pod1 ") {
+		t.Errorf("while its backend serves: answer %q, %v", answer, err)
+	}
+	ended := func(when string) {
+		t.Helper()
+		conn.SetDeadline(time.Now().Add(testnet.Timeout))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+			t.Errorf("%s: read: %v, want connection aborted", when, err)
+		}
+		if _, err := conn.Write([]byte("hello")); !errors.Is(err, unix.EDESTADDRREQ) {
+			t.Errorf("%s: write: %v, want no destination", when, err)
+		}
+	}
+	use(c.b.backend(1))
+	ended("once its backend is removed")
+	if answer, err := testnet.Say(direct, "hello"); err != nil {
+		t.Errorf("a socket of the pod itself: answer %q, %v", answer, err)
+	}
+	conn = dial()
+	if answer, err := testnet.Say(conn, "hello"); err != nil || !strings.HasPrefix(answer, "test/node2-pod2 ") {
+		t.Errorf("connected anew: answer %q, %v", answer, err)
+	}
+	c.a.state.Services = nil
+	c.a.apply()
+	ended("once the service is removed")
+}
+
+func TestLocalPolicyDropsWithoutLocalBackend(t *testing.T) {
+	c := newCluster(t, VXLAN)
+	services := frontends(service.ClusterIP, clusterIP, servicePort)
+	for i := range services {
+		services[i].DropInternal, services[i].DropExternal = true, true
+	}
+	c.a.state.Services = services
+	c.a.apply()
+	vip := netip.AddrPortFrom(clusterIP, servicePort).String()
+	before, err := c.a.plane.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.a.pods[0].Ask("udp", vip, "hello"); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a datagram: %v, want no answer at all", err)
+	}
+	c.a.enterCgroup()
+	for name, from := range map[string]*testnet.Namespace{"a pod's": c.a.pods[0], "the node's": c.a.Namespace} {
+		start := time.Now()
+		if _, err := from.Ask("tcp", vip, "hello"); !errors.Is(err, unix.ETIMEDOUT) || time.Since(start) > time.Second/2 {
+			t.Errorf("%s socket: %v after %s, want a time-out at once", name, err, time.Since(start))
+		}
+	}
+	after, err := c.a.plane.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after["drop_no_backend"] < before["drop_no_backend"]+3 || after["rejected"] != before["rejected"] {
+		t.Errorf("counters before %v, after %v", before, after)
 	}
 }
 

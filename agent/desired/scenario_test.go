@@ -142,6 +142,9 @@ func frontendText(f service.Frontend) string {
 	if !reflect.DeepEqual(f.Internal, f.External) {
 		parts = append(parts, "external", backendsText(f.External))
 	}
+	if f.DropInternal {
+		parts = append(parts, "drop-internal")
+	}
 	if f.DropExternal {
 		parts = append(parts, "drop-external")
 	}

@@ -160,8 +160,9 @@ func (p servicePort) addClusterIPs() {
 		front.Internal = c.cluster
 		if deref(p.svc.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster) == corev1.ServiceInternalTrafficPolicyLocal {
 			front.Internal = c.local
+			front.DropInternal = len(c.local) == 0 && c.hasAny
 		}
-		front.External = front.Internal
+		front.External, front.DropExternal = front.Internal, front.DropInternal
 		p.add(front)
 	}
 }

@@ -86,7 +86,7 @@ PHASE int balance(struct __sk_buff *ctx, struct pkt *pkt, const struct node *nod
 		chosen = choose_backend(&c);
 	}
 	if (!chosen) {
-		if (origin == FROM_OUTSIDE && (flags & SERVICE_DROP_EXTERNAL))
+		if (flags & (origin == FROM_OUTSIDE ? SERVICE_DROP_EXTERNAL : SERVICE_DROP_INTERNAL))
 			return drop(DROP_NO_BACKEND);
 		return NO_BACKEND;
 	}
@@ -101,7 +101,7 @@ PHASE int balance(struct __sk_buff *ctx, struct pkt *pkt, const struct node *nod
 		return verdict;
 	verdict = bind_flow(&pkt->tuple, &to, port);
 	if (verdict != NEXT)
-		return verdict;
+		return drop(verdict);
 	return rewrite(ctx, pkt, &to);
 }
 
@@ -117,4 +117,14 @@ static __always_inline int load_balance(struct __sk_buff *ctx, struct pkt *pkt,
 	int verdict = balance(ctx, pkt, node, origin);
 
 	return verdict == NO_BACKEND ? reject(ctx, pkt) : verdict;
+}
+
+/* steer gives a packet the addresses it is to go on with: those of its flow
+ * or, if it opens one to a frontend, those of a backend. */
+static __always_inline int steer(struct __sk_buff *ctx, struct pkt *pkt, const struct node *node,
+				 enum origin origin)
+{
+	int verdict = translate(ctx, pkt);
+
+	return verdict == NEXT ? load_balance(ctx, pkt, node, origin) : verdict;
 }

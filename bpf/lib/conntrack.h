@@ -171,7 +171,8 @@ static __always_inline __be16 random_port(void)
 }
 
 /* bind_flow makes both entries of a new flow from the packet's tuple to what *to
- * says, and chooses its source port so that answers are told apart. */
+ * says, and chooses its source port so that answers are told apart. It returns
+ * NEXT, or the enum counter to drop the packet for: some callers need not. */
 PHASE int bind_flow(const struct flow_key *key, struct flow *to, enum port_choice choice)
 {
 	struct flow_key other_key = {};
@@ -179,7 +180,7 @@ PHASE int bind_flow(const struct flow_key *key, struct flow *to, enum port_choic
 	long err = -1;
 
 	if (!key || !to)
-		return TC_ACT_SHOT;
+		return DROP_TABLE_FULL;
 	if (key->protocol == IPPROTO_SCTP)
 		choice = PORT_KEEP; /* see write_ports */
 	if (choice == PORT_CHOOSE && key->sport)
@@ -197,13 +198,15 @@ PHASE int bind_flow(const struct flow_key *key, struct flow *to, enum port_choic
 			err = 0;
 			break;
 		}
+		if (err != -EEXIST)
+			return DROP_TABLE_FULL;
 		if (choice == PORT_KEEP || !key->sport)
 			break;
 		to->sport = random_port();
 	}
 	if (err)
-		return drop(DROP_PORTS_EXHAUSTED);
+		return DROP_PORTS_EXHAUSTED;
 	if (bpf_map_update_elem(&flows, key, to, BPF_ANY))
-		return drop(DROP_TABLE_FULL);
+		return DROP_TABLE_FULL;
 	return NEXT;
 }

@@ -84,7 +84,7 @@ enum {
 
 enum { SOCK_STREAM = 1, SOCK_DGRAM = 2 };
 enum { AF_INET = 2, AF_INET6 = 10 };
-enum { ECONNREFUSED = 111 };
+enum { EEXIST = 17, ETIMEDOUT = 110, ECONNREFUSED = 111 };
 
 struct bpf_sock;
 struct bpf_flow_keys;

@@ -29,6 +29,7 @@ _Static_assert(sizeof(struct service_key) == 24, "layout");
 enum service_flags {
 	SERVICE_DROP_EXTERNAL = 1 << 0, /* no backend for outside clients: drop */
 	SERVICE_KEEP_SOURCE = 1 << 1,   /* outside clients keep their address */
+	SERVICE_DROP_INTERNAL = 1 << 2, /* no backend for clients on this node: drop */
 };
 
 /* One frontend. A list is identified by a number that is never given to a

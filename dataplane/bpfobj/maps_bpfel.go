@@ -173,6 +173,7 @@ type MapsServiceFlags uint32
 const (
 	MapsServiceFlagsSERVICE_DROP_EXTERNAL MapsServiceFlags = 1
 	MapsServiceFlagsSERVICE_KEEP_SOURCE   MapsServiceFlags = 2
+	MapsServiceFlagsSERVICE_DROP_INTERNAL MapsServiceFlags = 4
 )
 
 type MapsServiceKey struct {

@@ -169,6 +169,9 @@ func (e Entries) add(f Frontend, ids *IDs) {
 	}
 	value.InternalList, value.InternalCount = e.addList(f.Internal, ids)
 	value.ExternalList, value.ExternalCount = e.addList(f.External, ids)
+	if f.DropInternal {
+		value.Flags |= uint32(bpfobj.MapsServiceFlagsSERVICE_DROP_INTERNAL)
+	}
 	if f.DropExternal {
 		value.Flags |= uint32(bpfobj.MapsServiceFlagsSERVICE_DROP_EXTERNAL)
 	}

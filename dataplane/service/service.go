@@ -50,9 +50,11 @@ type Frontend struct {
 	Internal []Backend
 	External []Backend
 
-	// DropExternal drops instead of rejects when External is empty:
-	// externalTrafficPolicy Local on a node without a local backend.
-	DropExternal bool
+	// DropInternal and DropExternal drop instead of reject when the list is
+	// empty: internalTrafficPolicy or externalTrafficPolicy Local on a node
+	// without a local backend. Local processes, which connect through the
+	// socket, get ETIMEDOUT at once.
+	DropInternal, DropExternal bool
 	// KeepSource leaves the client's address in place for connections from
 	// outside (externalTrafficPolicy Local); otherwise it is replaced by a
 	// node address so that answers come back through this node.
@@ -74,7 +76,7 @@ type Backend struct {
 // Equal reports whether both are the same frontend with the same behaviour.
 func (f *Frontend) Equal(g *Frontend) bool {
 	return f.Service == g.Service && f.Kind == g.Kind && f.Addr == g.Addr && f.Port == g.Port &&
-		f.Protocol == g.Protocol && f.DropExternal == g.DropExternal && f.KeepSource == g.KeepSource &&
+		f.Protocol == g.Protocol && f.DropInternal == g.DropInternal && f.DropExternal == g.DropExternal && f.KeepSource == g.KeepSource &&
 		f.Affinity == g.Affinity && slices.Equal(f.Internal, g.Internal) &&
 		slices.Equal(f.External, g.External) && slices.Equal(f.SourceRanges, g.SourceRanges)
 }
