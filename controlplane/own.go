@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -19,6 +20,7 @@ func ownControllers(cfg Config, loopback *rest.Config) func(informers.SharedInfo
 		clients := clientSet{loopback: loopback}
 		runners, err := controllers.New(controllers.Deps{
 			Client:       clients.get,
+			Dynamic:      clients.dynamic,
 			Informers:    shared,
 			PodCIDRs:     cfg.PodCIDRs,
 			NodeMaskIPv4: cfg.NodeMaskIPv4,
@@ -52,6 +54,14 @@ type clientSet struct {
 
 func (c *clientSet) get(account string) kubernetes.Interface {
 	client, err := kubernetes.NewForConfig(upstream.AsServiceAccount(c.loopback, account))
+	if err != nil && c.err == nil {
+		c.err = fmt.Errorf("make client of %s: %w", account, err)
+	}
+	return client
+}
+
+func (c *clientSet) dynamic(account string) dynamic.Interface {
+	client, err := dynamic.NewForConfig(upstream.AsServiceAccount(c.loopback, account))
 	if err != nil && c.err == nil {
 		c.err = fmt.Errorf("make client of %s: %w", account, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
@@ -19,6 +20,7 @@ import (
 	"weft.dev/weft/controlplane/controllers/endpointslicemirroring"
 	"weft.dev/weft/controlplane/controllers/ingressaccess"
 	"weft.dev/weft/controlplane/controllers/job"
+	"weft.dev/weft/controlplane/controllers/loadbalancer"
 	"weft.dev/weft/controlplane/controllers/localvolume"
 	"weft.dev/weft/controlplane/controllers/nodecidr"
 	"weft.dev/weft/controlplane/controllers/replicaset"
@@ -32,6 +34,8 @@ type Deps struct {
 	// Client returns the client of one controller: with its own user agent,
 	// acting as the service account of that name in kube-system.
 	Client func(controller string) kubernetes.Interface
+	// Dynamic is the same for custom resources.
+	Dynamic func(controller string) dynamic.Interface
 	// Informers are shared; start them when New has returned.
 	Informers informers.SharedInformerFactory
 	// PodCIDRs are the cluster's pod addresses: one prefix, or one of each
@@ -57,8 +61,8 @@ func (d Deps) podRanges() []nodecidr.Range {
 // New makes every controller. None does anything before its Run is called, and
 // Run waits for the informers.
 func New(deps Deps) ([]reconcile.Runner, error) {
-	if deps.Client == nil || deps.Informers == nil {
-		return nil, errors.New("controllers need Client and Informers")
+	if deps.Client == nil || deps.Dynamic == nil || deps.Informers == nil {
+		return nil, errors.New("controllers need Client, Dynamic and Informers")
 	}
 	builders := []struct {
 		name string // the service account it acts as
@@ -78,6 +82,9 @@ func New(deps Deps) ([]reconcile.Runner, error) {
 		{"serving-certificate-controller", runner(servingcsr.New)},
 		{"ingress-access-controller", runner(ingressaccess.New)},
 		{"local-volume-controller", runner(localvolume.New)},
+		{"load-balancer-controller", runner(func(env reconcile.Env) (*loadbalancer.Controller, error) {
+			return loadbalancer.New(env, deps.Dynamic(env.Name))
+		})},
 	}
 	var runners []reconcile.Runner
 	for _, b := range builders {

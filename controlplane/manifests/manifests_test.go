@@ -1,7 +1,9 @@
 package manifests
 
 import (
+	"errors"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -10,9 +12,12 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"weft.dev/weft/controlplane/api"
 )
 
 var values = Values{
@@ -47,9 +52,13 @@ func find[T any](t *testing.T, all []*unstructured.Unstructured, kind, name stri
 
 func TestEveryObjectIsValidAndKnown(t *testing.T) {
 	always, once := objects(t)
+	known := runtime.NewScheme()
+	if err := errors.Join(scheme.AddToScheme(known), apiextensionsv1.AddToScheme(known)); err != nil {
+		t.Fatal(err)
+	}
 	seen := map[string]bool{}
 	for _, obj := range append(always, once...) {
-		typed, err := scheme.Scheme.New(obj.GroupVersionKind())
+		typed, err := known.New(obj.GroupVersionKind())
 		if err != nil {
 			t.Error(err)
 			continue
@@ -148,6 +157,24 @@ func TestTheLocalStorageClassIsTheDefaultAndLeftToUsers(t *testing.T) {
 	}
 	if class.AllowVolumeExpansion != nil {
 		t.Error("claims could be expanded, which changes nothing on the node")
+	}
+}
+
+func TestLoadBalancerPoolsAreDefinedAsTheGoTypeIs(t *testing.T) {
+	always, _ := objects(t)
+	crd := find[apiextensionsv1.CustomResourceDefinition](t, always, "CustomResourceDefinition", "loadbalancerpools.weft.dev")
+	version := crd.Spec.Versions[0]
+	if r := api.LoadBalancerPools; crd.Spec.Group != r.Group || version.Name != r.Version || crd.Spec.Names.Plural != r.Resource {
+		t.Errorf("it defines %s/%s %s", crd.Spec.Group, version.Name, crd.Spec.Names.Plural)
+	}
+	for field, value := range map[string]any{"spec": api.LoadBalancerPoolSpec{}, "status": api.LoadBalancerPoolStatus{}} {
+		defined := version.Schema.OpenAPIV3Schema.Properties[field].Properties
+		for i := range reflect.TypeOf(value).NumField() {
+			name, _, _ := strings.Cut(reflect.TypeOf(value).Field(i).Tag.Get("json"), ",")
+			if _, ok := defined[name]; !ok {
+				t.Errorf("%s.%s is not defined", field, name)
+			}
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apiserver/pkg/util/compatibility"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -192,6 +193,11 @@ func runOurs(ctx context.Context, args []string) error {
 	runners, err := controllers.New(controllers.Deps{
 		Client: func(name string) kubernetes.Interface {
 			client, err := kubernetes.NewForConfig(upstream.AsServiceAccount(admin, name))
+			clientErr = errors.Join(clientErr, err)
+			return client
+		},
+		Dynamic: func(name string) dynamic.Interface {
+			client, err := dynamic.NewForConfig(upstream.AsServiceAccount(admin, name))
 			clientErr = errors.Join(clientErr, err)
 			return client
 		},
