@@ -47,7 +47,7 @@ func (o options) recipes(ctx context.Context) ([]recipe, error) {
 	base := recipe{
 		busybox: true, programs: debian,
 		files: []string{program("agnhost", "/agnhost"), porter + "/localhost.crt:/localhost.crt", porter + "/localhost.key:/localhost.key"},
-		links: []string{"/agnhost-2=agnhost", "/usr/bin/nc=nc.openbsd"}, dirs: []string{"/uploads"},
+		links: []string{"/agnhost-2=agnhost", "/usr/bin/nc=nc.openbsd"}, dirs: []string{"/uploads", "/var/tmp"},
 		texts: map[string]string{
 			"/etc/nsswitch.conf": "hosts: files dns\n",
 			"/etc/passwd":        "root:x:0:0:root:/root:/bin/sh\nuser-defined-in-image:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
