@@ -113,6 +113,7 @@ func pausePod(name, node string) *corev1.Pod {
 		Spec: corev1.PodSpec{
 			NodeName:                     node,
 			AutomountServiceAccountToken: &none,
+			EnableServiceLinks:           &none, // or each Service adds variables to each container
 			Containers: []corev1.Container{{
 				Name: "pause", Image: containerd.SandboxImage, ImagePullPolicy: corev1.PullNever,
 			}},

@@ -67,7 +67,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	err = run(ctx, o)
+	if ctx.Err() != nil {
+		log.Fatal("stopped by a signal")
+	}
+	if err != nil {
 		log.Fatal(err)
 	}
 }
