@@ -50,6 +50,19 @@ func TestNamesOfTheLastNodeFitTheirLimits(t *testing.T) {
 	}
 }
 
+func TestLoadBalancersAndNodesShareNoAddress(t *testing.T) {
+	c := &Cluster{Name: "x", Nodes: MaxNodes, Subnet: netip.MustParsePrefix("172.30.7.0/24")}
+	prefix := c.loadBalancerPrefix()
+	for _, addr := range []netip.Addr{c.hostAddr(), c.node(1).Addr, c.node(MaxNodes).Addr} {
+		if prefix.Contains(addr) {
+			t.Errorf("%s contains %s", prefix, addr)
+		}
+	}
+	if got, want := c.loadBalancerAddresses(), "172.30.7.128-172.30.7.254"; got != want {
+		t.Errorf("the pool is %s, want %s", got, want)
+	}
+}
+
 func TestFindNodeListsTheNodesItKnows(t *testing.T) {
 	c := &Cluster{Name: "x", Nodes: 2, Subnet: netip.MustParsePrefix("172.30.0.0/24")}
 	node, err := c.FindNode("node-2")

@@ -61,6 +61,7 @@ func Up(ctx context.Context, o UpOptions) (*Cluster, error) {
 		{"network", c.upNetwork},
 		{"programs", c.upPrograms},
 		{"control plane", c.awaitServer},
+		{"addresses for load balancers", c.upPool},
 		{"nodes", c.awaitNodes},
 	}
 	for _, step := range steps {
@@ -135,7 +136,7 @@ func (c *Cluster) upNetwork(_ context.Context, _ string, say func(string)) error
 		}
 	}
 	say(fmt.Sprintf("%d nodes on %s", c.Nodes, c.Subnet))
-	return nil
+	return c.ensureLoadBalancerRoute()
 }
 
 // ensureBPF mounts the BPF file system where systemd would have.
