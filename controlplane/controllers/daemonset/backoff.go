@@ -9,8 +9,9 @@ import (
 )
 
 // A pod that failed is replaced at once, the next on the same node after
-// firstWait, and so on, twice as long each time up to longestWait. The waits start anew when
-// the DaemonSet is edited, or when nothing has failed for twice longestWait.
+// firstWait, and so on, twice as long each time up to longestWait. The waits
+// start anew when the DaemonSet is edited, or when nothing has failed for
+// twice longestWait.
 const (
 	firstWait   = time.Second
 	longestWait = 15 * time.Minute

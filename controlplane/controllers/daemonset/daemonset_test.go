@@ -385,7 +385,7 @@ func TestSucceededPodIsReplaced(t *testing.T) {
 
 func TestPodBecomesAvailableAtTheExactMoment(t *testing.T) {
 	inWorld(t, 1, func(w world) {
-		w.create(with(func(ds *appsv1.DaemonSet) { ds.Spec.MinReadySeconds = 30 }))
+		w.create(with(minReady(30)))
 		w.Pass(time.Second) // ready now
 		w.Pass(29 * time.Second)
 		w.expectStatus("0/1/1 of 1")

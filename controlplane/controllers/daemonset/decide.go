@@ -214,8 +214,8 @@ func (st *step) isUpdated(pod *corev1.Pod) bool {
 	return ok && pod.Labels[labelGeneration] == generation
 }
 
-// surplusRevisions returns what the history limit leaves no room for. Those of existing
-// pods stay, and count.
+// surplusRevisions returns what the history limit leaves no room for. Those of
+// existing pods stay, and count.
 func (st *step) surplusRevisions() []*appsv1.ControllerRevision {
 	used := map[string]bool{}
 	for _, pod := range st.pods {

@@ -89,13 +89,14 @@ func TestSurgeAllowsTwoPodsWhileTheOldOneWorks(t *testing.T) {
 		{"a new pod may start while the old one terminates", []*corev1.Pod{pod("p", "n0", terminating)}, "+n0"},
 		{"the old one works and the new one does not yet: both stay", []*corev1.Pod{pod("old", "n0"), pod("new", "n0", v2, unready)}, ""},
 		{"the new one works: the old one goes", []*corev1.Pod{pod("old", "n0"), pod("new", "n0", v2)}, "-old"},
+		{"the new one is ready, but not for long enough: both stay", []*corev1.Pod{pod("old", "n0"), pod("new", "n0", v2, readyFor(9*time.Second))}, ""},
 		{"neither works: the old one goes", []*corev1.Pod{pod("old", "n0", unready), pod("new", "n0", v2, unready)}, "-old"},
 		{"of several old ones the oldest stays", []*corev1.Pod{pod("old", "n0"), pod("older", "n0", age(2*time.Hour)), pod("new", "n0", v2, unready)}, "-old"},
 		{"of several new ones the oldest stays", []*corev1.Pod{pod("new", "n0", v2), pod("newer", "n0", v2, age(time.Minute))}, "-newer"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			ds := with(image("v2"), strategy(rolling("1", "0")))
+			ds := with(image("v2"), strategy(rolling("1", "0")), minReady(10))
 			if got := decide(stateOf(ds, machines(1), c.pods...), now).String(); got != c.want {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
@@ -140,10 +141,7 @@ func TestAStepIsABurstAtMost(t *testing.T) {
 }
 
 func TestStatusCountsNodes(t *testing.T) {
-	ds := with(image("v2"), func(ds *appsv1.DaemonSet) {
-		ds.Spec.MinReadySeconds = 10
-		ds.Status.CollisionCount = new(int32(2))
-	})
+	ds := with(image("v2"), minReady(10), func(ds *appsv1.DaemonSet) { ds.Status.CollisionCount = new(int32(2)) })
 	nodes := append(machines(6), machine("closed", taint("k", corev1.TaintEffectNoSchedule)))
 	p := decide(stateOf(ds, nodes,
 		pod("old", "n0"),

@@ -62,6 +62,10 @@ func image(name string) func(*appsv1.DaemonSet) {
 	return func(ds *appsv1.DaemonSet) { ds.Spec.Template.Spec.Containers[0].Image = name }
 }
 
+func minReady(seconds int32) func(*appsv1.DaemonSet) {
+	return func(ds *appsv1.DaemonSet) { ds.Spec.MinReadySeconds = seconds }
+}
+
 // machine is a node without labels.
 func machine(name string, taints ...corev1.Taint) *corev1.Node {
 	return &corev1.Node{

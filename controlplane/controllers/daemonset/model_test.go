@@ -30,11 +30,9 @@ type model struct {
 	log       []string
 }
 
-func newModel(nodes int, s appsv1.DaemonSetUpdateStrategy, minReady int32) *model {
+func newModel(nodes int, s appsv1.DaemonSetUpdateStrategy, minReadySeconds int32) *model {
 	m := &model{
-		ds: with(strategy(s), func(ds *appsv1.DaemonSet) {
-			ds.Spec.MinReadySeconds, ds.Spec.RevisionHistoryLimit = minReady, new(int32(2))
-		}),
+		ds:    with(strategy(s), minReady(minReadySeconds), func(ds *appsv1.DaemonSet) { ds.Spec.RevisionHistoryLimit = new(int32(2)) }),
 		nodes: machines(nodes),
 		clock: now,
 	}

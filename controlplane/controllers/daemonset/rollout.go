@@ -92,8 +92,8 @@ func (st *step) rollInPlace(limit int) {
 // when its successor is available. Nodes whose old pod does not work get a new
 // one at once, the others as long as no more than limit nodes wait for theirs.
 // On nodes that pods may stay on but should not run on, old pods go without
-// successor: at once if they do not work, else when there are enough
-// others for all nodes that should run one.
+// successor: at once if they do not work, else when there are enough others
+// for all nodes that should run one.
 func (st *step) rollBySurge(limit int) {
 	surging, available := 0, 0
 	var candidates []node
@@ -111,9 +111,7 @@ func (st *step) rollBySurge(limit int) {
 			available++
 		}
 		switch {
-		case old == nil:
-		case updated != nil && st.isAvailable(updated):
-			st.delete(old)
+		case old == nil, updated != nil && st.isAvailable(updated):
 		case updated != nil:
 			surging++
 		case !n.shouldRun && !st.isAvailable(old):

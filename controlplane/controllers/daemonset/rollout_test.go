@@ -45,7 +45,6 @@ func everywhere(n int, options ...option) []*corev1.Pod {
 
 func TestRollingInPlace(t *testing.T) {
 	closed := taint("k", corev1.TaintEffectNoSchedule)
-	minReady := func(ds *appsv1.DaemonSet) { ds.Spec.MinReadySeconds = 10 }
 	cases := []struct {
 		name        string
 		unavailable string
@@ -59,9 +58,9 @@ func TestRollingInPlace(t *testing.T) {
 		{"nothing moves while a node waits for its old pod to end", "1", machines(2), []*corev1.Pod{pod("p0", "n0", terminating), pod("p1", "n1")}, nil, ""},
 		{"nothing moves while a new pod is not ready", "1", machines(2), []*corev1.Pod{pod("p0", "n0", v2, unready), pod("p1", "n1")}, nil, ""},
 		{"nothing moves while a new pod is not ready for long enough", "1", machines(2),
-			[]*corev1.Pod{pod("p0", "n0", v2, readyFor(9*time.Second)), pod("p1", "n1")}, minReady, ""},
+			[]*corev1.Pod{pod("p0", "n0", v2, readyFor(9*time.Second)), pod("p1", "n1")}, minReady(10), ""},
 		{"the next goes when the new pod is ready for long enough", "1", machines(2),
-			[]*corev1.Pod{pod("p0", "n0", v2, readyFor(10*time.Second)), pod("p1", "n1")}, minReady, "-p1"},
+			[]*corev1.Pod{pod("p0", "n0", v2, readyFor(10*time.Second)), pod("p1", "n1")}, minReady(10), "-p1"},
 		{"old pods that do not work go at once, and use up the limit", "2", machines(4),
 			[]*corev1.Pod{pod("p0", "n0"), pod("p1", "n1", unready), pod("p2", "n2", unready), pod("p3", "n3", unready)}, nil, "-p1 -p2 -p3"},
 		{"nothing is left to do when all pods are new", "1", machines(2), everywhere(2, v2), nil, ""},
@@ -103,6 +102,8 @@ func TestRollingBySurge(t *testing.T) {
 			[]*corev1.Pod{pod("p0", "n0"), pod("p1", "n1", v2, unready)}, ""},
 		{"on a closed node a pod that works goes when others do", "1", []*corev1.Node{machine("n0", closed), machine("n1")},
 			[]*corev1.Pod{pod("p0", "n0"), pod("p1", "n1", v2)}, "-p0"},
+		{"pods of a node that is gone do not count", "1", []*corev1.Node{machine("n0", closed), machine("n1")},
+			[]*corev1.Pod{pod("p0", "n0"), pod("p1", "n1", v2, unready), pod("lost", "gone")}, ""},
 		{"a failed old pod does not keep its successor away", "1", machines(1), []*corev1.Pod{pod("p0", "n0", failed)}, "+n0 -p0"},
 	}
 	for _, c := range cases {
