@@ -10,6 +10,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
@@ -212,7 +213,8 @@ func (m *model) finish() {
 			m.advance(name)
 		}
 		m.clock = m.clock.Add(time.Second)
-		if before != m.scene() || decide(m.observe()).Again > 0 {
+		next := decide(m.observe()) // by the clock as it is now
+		if before != m.scene() || next.Again > 0 || !equality.Semantic.DeepEqual(next.Status, m.set.Status) {
 			continue
 		}
 		i := slices.IndexFunc(m.observe().pods, func(pod *corev1.Pod) bool { return reconcile.IsFinished(pod) })
