@@ -71,7 +71,10 @@ PHASE int forward(struct __sk_buff *ctx, const struct pkt *pkt, const struct nod
 		/* No frontend has this address and port. */
 		return pkt->has_ports ? reject(ctx, pkt) : drop(DROP_FRAGMENT);
 	}
-	/* The host routes it, unless it bears the node's address already: the
-	 * host would take that for a forgery (a martian source). */
-	return is_node_addr(node, src) ? to_uplink(node) : TC_ACT_UNSPEC;
+	/* The host routes it, unless it bears the node's address already, or that
+	 * of a frontend which no device has: the host would take those for
+	 * forgeries (a martian source; with rp_filter, one of the wrong device). */
+	if (is_node_addr(node, src) || (pkt->is_known && !network_of(src)))
+		return to_uplink(node);
+	return TC_ACT_UNSPEC;
 }
