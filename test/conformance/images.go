@@ -274,6 +274,9 @@ func parseLdd(output string) (files, missing []string) {
 func moduleDir(ctx context.Context, module string) (string, error) {
 	output, err := exec.CommandContext(ctx, cmp.Or(os.Getenv("GO"), "go"), "list", "-m", "-f", "{{.Dir}}", module).Output()
 	dir := strings.TrimSpace(string(output))
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		err = fmt.Errorf("go list: %w: %s", err, exit.Stderr)
+	}
 	if err == nil && dir == "" {
 		err = errors.New("it is not in the module cache")
 	}
