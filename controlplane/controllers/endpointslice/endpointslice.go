@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -50,6 +51,7 @@ type Controller struct {
 	written    *util.EndpointSliceTracker
 	triggers   *util.TriggerTimeTracker
 	topology   *topologycache.TopologyCache
+	firstNodes sync.Once
 	log        logr.Logger
 }
 
@@ -95,11 +97,23 @@ func (c *Controller) sliceChanged(change reconcile.Change) {
 		if !ok || !c.reconciler.ManagedByController(slice) {
 			continue
 		}
-		if change.After == nil && c.written.Has(slice) {
+		if object == change.Before && c.hasLost(change) {
 			c.written.HandleDeletion(slice)
 		}
-		c.Add(types.NamespacedName{Namespace: slice.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]})
+		c.Add(serviceOf(slice))
 	}
+}
+
+// hasLost reports whether a slice is no longer there for its Service: it is
+// deleted, or somebody took it by changing its labels.
+func (c *Controller) hasLost(change reconcile.Change) bool {
+	before, _ := change.Before.(*discoveryv1.EndpointSlice)
+	after, _ := change.After.(*discoveryv1.EndpointSlice)
+	return after == nil || !c.reconciler.ManagedByController(after) || serviceOf(after) != serviceOf(before)
+}
+
+func serviceOf(slice *discoveryv1.EndpointSlice) types.NamespacedName {
+	return types.NamespacedName{Namespace: slice.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]}
 }
 
 // nodeChanged looks at nodes again if topology hints may depend on it.
@@ -125,8 +139,11 @@ func isReady(node *corev1.Node) bool {
 
 // Reconcile makes the slices of one Service equal to the pods it selects.
 func (c *Controller) Reconcile(_ context.Context, key types.NamespacedName) error {
+	// A Service that is looked at before the nodes would lose its hints.
+	c.firstNodes.Do(c.reconcileNodes)
 	if key == allNodes {
-		return c.reconcileNodes()
+		c.reconcileNodes()
+		return nil
 	}
 	service, err := c.services.Services(key.Namespace).Get(key.Name)
 	if apierrors.IsNotFound(err) { // its slices are garbage collected
@@ -183,15 +200,11 @@ func (c *Controller) existing(service *corev1.Service) ([]*discoveryv1.EndpointS
 
 // reconcileNodes takes new shares of zones, and queues the Services whose
 // hints no longer fit them.
-func (c *Controller) reconcileNodes() error {
-	nodes, err := c.nodes.List(labels.Everything())
-	if err != nil {
-		return err
-	}
+func (c *Controller) reconcileNodes() {
+	nodes, _ := c.nodes.List(labels.Everything()) // reads a cache: no error
 	c.topology.SetNodes(c.log, nodes)
 	for _, key := range c.topology.GetOverloadedServices() {
 		namespace, name, _ := strings.Cut(key, "/")
 		c.Add(types.NamespacedName{Namespace: namespace, Name: name})
 	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"weft.dev/weft/controlplane/controllers/testcluster"
@@ -28,7 +29,7 @@ func inWorld(t *testing.T, test func(w world)) {
 			t.Fatal(err)
 		}
 		w.Run(c)
-		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelTopologyZone: "z"}}}
 		testcluster.Must[*corev1.Node](t)(w.Client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}))
 		w.Pass(time.Second)
 		test(w)
@@ -162,6 +163,165 @@ func TestForeignEditsOfASliceAreUndone(t *testing.T) {
 		if err := api.Delete(t.Context(), edited.Name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		w.expect("10.244.0.1 true/true/false")
+	})
+}
+
+func (w world) slices() []discoveryv1.EndpointSlice {
+	w.t.Helper()
+	w.Pass(2 * time.Second)
+	return testcluster.Must[*discoveryv1.EndpointSliceList](w.t)(w.Client.DiscoveryV1().EndpointSlices("ns").List(w.t.Context(), metav1.ListOptions{})).Items
+}
+
+func (w world) edit(change func(*corev1.Service)) {
+	w.t.Helper()
+	s := testcluster.Must[*corev1.Service](w.t)(w.Client.CoreV1().Services("ns").Get(w.t.Context(), "web", metav1.GetOptions{}))
+	change(s)
+	testcluster.Must[*corev1.Service](w.t)(w.Client.CoreV1().Services("ns").Update(w.t.Context(), s, metav1.UpdateOptions{}))
+}
+
+func TestSliceThatIsGivenAwayIsReplaced(t *testing.T) {
+	for name, labels := range map[string]map[string]string{
+		"to another manager": {discoveryv1.LabelServiceName: "web", discoveryv1.LabelManagedBy: "me"},
+		"to another Service": {discoveryv1.LabelServiceName: "other", discoveryv1.LabelManagedBy: managedBy},
+		"to nobody":          nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w world) {
+				w.service(func(*corev1.Service) {})
+				w.pod("a", "10.244.0.1", true)
+				given := w.slices()[0]
+				given.Labels = labels
+				testcluster.Must[*discoveryv1.EndpointSlice](t)(w.Client.DiscoveryV1().EndpointSlices("ns").Update(t.Context(), &given, metav1.UpdateOptions{}))
+				ours := 0
+				for _, s := range w.slices() {
+					if s.Labels[discoveryv1.LabelServiceName] == "web" && s.Labels[discoveryv1.LabelManagedBy] == managedBy {
+						ours++
+					}
+				}
+				if ours != 1 {
+					t.Errorf("%d slices of ours", ours)
+				}
+			})
+		})
+	}
+}
+
+func TestSliceCarriesTheLabelsOfItsService(t *testing.T) {
+	inWorld(t, func(w world) {
+		w.service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone })
+		_, headless := w.slices()[0].Labels[corev1.IsHeadlessService]
+		if !headless {
+			t.Error("the slice of a headless Service does not say so")
+		}
+		w.edit(func(s *corev1.Service) { s.Labels = map[string]string{"tier": "front"} })
+		if got := w.slices()[0].Labels["tier"]; got != "front" {
+			t.Errorf("label %q", got)
+		}
+	})
+}
+
+func TestUnreadyPodThatEndsLeaves(t *testing.T) {
+	inWorld(t, func(w world) {
+		w.service(func(*corev1.Service) {})
+		p := w.pod("a", "10.244.0.1", false)
+		w.expect("10.244.0.1 false/false/false")
+		w.SetPhase(p, corev1.PodFailed)
+		w.expect("")
+	})
+}
+
+func TestTrafficDistributionBecomesHints(t *testing.T) {
+	cases := []struct{ distribution, want string }{
+		{"", "[] []"},
+		{corev1.ServiceTrafficDistributionPreferClose, "[z] []"},
+		{corev1.ServiceTrafficDistributionPreferSameZone, "[z] []"},
+		{corev1.ServiceTrafficDistributionPreferSameNode, "[z] [n]"},
+	}
+	inWorld(t, func(w world) {
+		w.service(func(*corev1.Service) {})
+		w.pod("a", "10.244.0.1", true)
+		for _, c := range cases {
+			w.edit(func(s *corev1.Service) {
+				if s.Spec.TrafficDistribution = nil; c.distribution != "" {
+					s.Spec.TrafficDistribution = &c.distribution
+				}
+			})
+			var zones, nodes []string
+			if hints := w.slices()[0].Endpoints[0].Hints; hints != nil {
+				for _, z := range hints.ForZones {
+					zones = append(zones, z.Name)
+				}
+				for _, n := range hints.ForNodes {
+					nodes = append(nodes, n.Name)
+				}
+			}
+			if got := fmt.Sprint(zones, " ", nodes); got != c.want {
+				t.Errorf("%q: hints %s, want %s", c.distribution, got, c.want)
+			}
+		}
+	})
+}
+
+func TestEachFamilyHasSlicesOfAHundred(t *testing.T) {
+	inWorld(t, func(w world) {
+		for i := range 101 {
+			p := w.pod(fmt.Sprint("p", i), fmt.Sprint("10.244.0.", i+1), true)
+			w.Pass(time.Millisecond)
+			p = testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").Get(t.Context(), p.Name, metav1.GetOptions{}))
+			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: fmt.Sprintf("fd00::%x", i+1)})
+			testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").UpdateStatus(t.Context(), p, metav1.UpdateOptions{}))
+		}
+		w.service(func(s *corev1.Service) {
+			s.Spec.IPFamilies = append(s.Spec.IPFamilies, corev1.IPv6Protocol)
+		})
+		var sizes []string
+		for _, s := range w.slices() {
+			sizes = append(sizes, fmt.Sprint(s.AddressType, len(s.Endpoints)))
+		}
+		slices.Sort(sizes)
+		if got := strings.Join(sizes, " "); got != "IPv41 IPv4100 IPv61 IPv6100" {
+			t.Errorf("slices %s", got)
+		}
+	})
+}
+
+func TestTopologyHintsSurviveARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world{testcluster.New(t), t}
+		for i := range 12 {
+			node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("n", i), Labels: map[string]string{corev1.LabelTopologyZone: fmt.Sprint("z", i%2)}}}
+			node.Status.Allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4")}
+			node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+			testcluster.Must[*corev1.Node](t)(w.Client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}))
+			p := w.pod(fmt.Sprint("p", i), fmt.Sprint("10.244.0.", i+1), true)
+			p = testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").Get(t.Context(), p.Name, metav1.GetOptions{}))
+			p.Spec.NodeName = node.Name
+			testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").Update(t.Context(), p, metav1.UpdateOptions{}))
+		}
+		w.service(func(s *corev1.Service) {
+			s.Annotations = map[string]string{corev1.AnnotationTopologyMode: "Auto"}
+		})
+		c, err := New(w.Env("endpointslice-controller"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Run(c)
+		for _, e := range w.slices()[0].Endpoints {
+			if e.Hints == nil || len(e.Hints.ForZones) != 1 || e.Hints.ForZones[0].Name != *e.Zone {
+				t.Errorf("%s in %s has hints %+v", e.Addresses[0], *e.Zone, e.Hints)
+			}
+		}
+	})
+}
+
+func TestSliceOfAServiceThatLosesItsSelectorStays(t *testing.T) {
+	inWorld(t, func(w world) {
+		w.service(func(*corev1.Service) {})
+		w.pod("a", "10.244.0.1", true)
+		w.expect("10.244.0.1 true/true/false")
+		w.edit(func(s *corev1.Service) { s.Spec.Selector = nil })
+		w.pod("b", "10.244.0.2", true)
 		w.expect("10.244.0.1 true/true/false")
 	})
 }
