@@ -116,10 +116,8 @@ func (c *Controller) nodeChanged(change reconcile.Change) {
 		return
 	}
 	all, _ := c.daemonSets.List(labels.Everything()) // reads a cache: no error
-	for _, ds := range all {
-		if place := newPlacement(ds); place.on(before) != place.on(after) {
-			c.Add(reconcile.KeyOf(ds))
-		}
+	for _, ds := range affected(all, before, after) {
+		c.Add(reconcile.KeyOf(ds))
 	}
 }
 

@@ -65,6 +65,15 @@ func samePlace(a, b *corev1.Node) bool {
 	return maps.Equal(a.Labels, b.Labels) && equality.Semantic.DeepEqual(a.Spec.Taints, b.Spec.Taints)
 }
 
+// affected returns the DaemonSets that judge the two states of a node
+// differently; nil is a node that does not exist.
+func affected(all []*appsv1.DaemonSet, before, after *corev1.Node) []*appsv1.DaemonSet {
+	return slices.DeleteFunc(slices.Clone(all), func(ds *appsv1.DaemonSet) bool {
+		place := newPlacement(ds)
+		return place.on(before) == place.on(after)
+	})
+}
+
 // daemonTolerations returns the template's tolerations and those that every
 // daemon pod has: it starts on nodes that are cordoned or under pressure, and
 // stays on nodes that are not ready or cannot be reached.

@@ -73,6 +73,44 @@ func TestPlacement(t *testing.T) {
 	}
 }
 
+func TestNodeChangesConcernThoseThatJudgeThemDifferently(t *testing.T) {
+	named := func(name, disk string) *appsv1.DaemonSet {
+		return with(func(ds *appsv1.DaemonSet) {
+			ds.Name = name
+			if disk != "" {
+				ds.Spec.Template.Spec.NodeSelector = map[string]string{"disk": disk}
+			}
+		})
+	}
+	all := []*appsv1.DaemonSet{named("any", ""), named("ssd", "ssd"), named("hdd", "hdd")}
+	node := func(disk string, taints ...corev1.Taint) *corev1.Node {
+		return labelled(machine("n", taints...), "disk", disk)
+	}
+	cases := []struct {
+		name          string
+		before, after *corev1.Node
+		want          string
+	}{
+		{"a node joins", nil, node("ssd"), "any ssd"},
+		{"a node leaves", node("hdd"), nil, "any hdd"},
+		{"a label changes", node("ssd"), node("hdd"), "ssd hdd"},
+		{"a label changes that nobody asks for", node("ssd"), labelled(node("ssd"), "colour", "blue"), ""},
+		{"a node is closed", node("ssd"), node("ssd", taint("k", corev1.TaintEffectNoSchedule)), "any ssd"},
+		{"a node is cordoned, which daemons tolerate", node("ssd"), node("ssd", taint(corev1.TaintNodeUnschedulable, corev1.TaintEffectNoSchedule)), ""},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			var names []string
+			for _, ds := range affected(all, c.before, c.after) {
+				names = append(names, ds.Name)
+			}
+			if got := strings.Join(names, " "); got != c.want {
+				t.Errorf("concerns %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 func TestDefaultTolerationsAreForEver(t *testing.T) {
 	spec := corev1.PodSpec{HostNetwork: true, Tolerations: []corev1.Toleration{
 		{Key: "own", Operator: corev1.TolerationOpExists},
