@@ -66,7 +66,11 @@ type HostPort struct {
 }
 
 // Compute returns what this node's kernel should do, sorted.
-func Compute(in Inputs) dataplane.State {
+func Compute(in Inputs) dataplane.State { return new(Memo).Compute(in) }
+
+// Compute is the function of that name. The result shares memory with results
+// before and after: it must not be modified.
+func (m *Memo) Compute(in Inputs) dataplane.State {
 	self := selfNode(in.NodeName, in.Nodes)
 	addresses := in.NodeAddresses
 	if len(addresses) == 0 {
@@ -85,9 +89,8 @@ func Compute(in Inputs) dataplane.State {
 	node := localNode{name: in.NodeName, addresses: addresses, zone: self.Labels[corev1.LabelTopologyZone]}
 	f := frontends{}
 	f.addDNS(node, in.ClusterDNS, in.DNSPort)
-	endpoints := endpointsByPort(in.NodeName, in.EndpointSlices)
-	for _, svc := range in.Services {
-		f.addService(node, svc, endpoints)
+	for _, front := range m.services(node, in.Services, in.EndpointSlices) {
+		f.add(front)
 	}
 	f.addHostPorts(node, in.Sandboxes)
 	state.Services = f.sorted()

@@ -11,13 +11,12 @@ import (
 	"weft.dev/weft/dataplane/service"
 )
 
-// portKey names the endpoints of one Service port in one address family, as
-// kube-proxy does: by the port's name, not its number.
+// portKey names the endpoints of one port of a Service in one address family,
+// as kube-proxy does: by the port's name, not its number.
 type portKey struct {
-	namespace, service string
-	port               string
-	protocol           corev1.Protocol
-	is4                bool
+	port     string
+	protocol corev1.Protocol
+	is4      bool
 }
 
 // endpoint is one address behind a Service port and all that the choice
@@ -33,13 +32,12 @@ type endpoint struct {
 	zoneHints  []discoveryv1.ForZone
 }
 
-// endpointsByPort sorts the endpoints of all slices under the Service ports
+// endpointsByPort sorts the endpoints of a Service's slices under the ports
 // they belong to. Each list is sorted and has an address once.
 func endpointsByPort(nodeName string, slicesOf []*discoveryv1.EndpointSlice) map[portKey][]endpoint {
 	byPort := map[portKey][]endpoint{}
 	for _, slice := range slicesOf {
-		name := slice.Labels[discoveryv1.LabelServiceName]
-		if name == "" || slice.AddressType == discoveryv1.AddressTypeFQDN {
+		if slice.AddressType == discoveryv1.AddressTypeFQDN {
 			continue
 		}
 		for _, port := range slice.Ports {
@@ -47,7 +45,6 @@ func endpointsByPort(nodeName string, slicesOf []*discoveryv1.EndpointSlice) map
 				continue
 			}
 			key := portKey{
-				namespace: slice.Namespace, service: name,
 				port: deref(port.Name, ""), protocol: deref(port.Protocol, corev1.ProtocolTCP),
 				is4: slice.AddressType == discoveryv1.AddressTypeIPv4,
 			}

@@ -74,7 +74,8 @@ func (f frontends) addDNS(node localNode, clusterDNS []netip.Addr, port uint16) 
 	}
 }
 
-// addService adds the frontends of all ports of a Service.
+// addService adds the frontends of all ports of a Service, whose endpoints
+// they are.
 func (f frontends) addService(node localNode, svc *corev1.Service, endpoints map[portKey][]endpoint) {
 	if !isProxied(svc) {
 		return
@@ -88,8 +89,8 @@ func (f frontends) addService(node localNode, svc *corev1.Service, endpoints map
 			frontends: f, node: node, svc: svc, port: port,
 			name:     svc.Namespace + "/" + svc.Name + ":" + port.Name,
 			protocol: protocol,
-			v4:       choose(node, endpoints[keyOf(svc, port, true)]),
-			v6:       choose(node, endpoints[keyOf(svc, port, false)]),
+			v4:       choose(node, endpoints[keyOf(port, true)]),
+			v6:       choose(node, endpoints[keyOf(port, false)]),
 		}
 		p.addClusterIPs()
 		p.addNodePorts()
@@ -107,11 +108,8 @@ func isProxied(svc *corev1.Service) bool {
 		svc.Spec.ClusterIP != corev1.ClusterIPNone && svc.Spec.ClusterIP != ""
 }
 
-func keyOf(svc *corev1.Service, port corev1.ServicePort, is4 bool) portKey {
-	return portKey{
-		namespace: svc.Namespace, service: svc.Name,
-		port: port.Name, protocol: cmp.Or(port.Protocol, corev1.ProtocolTCP), is4: is4,
-	}
+func keyOf(port corev1.ServicePort, is4 bool) portKey {
+	return portKey{port: port.Name, protocol: cmp.Or(port.Protocol, corev1.ProtocolTCP), is4: is4}
 }
 
 func protocolNumber(p corev1.Protocol) (service.Protocol, bool) {

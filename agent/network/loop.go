@@ -104,7 +104,7 @@ func (n *Network) pass(ctx context.Context) error {
 	if !n.isReady() {
 		close(n.ready)
 	}
-	state := desired.Compute(in)
+	state := n.memo.Compute(in)
 	if len(state.Node.Addresses) == 0 {
 		return fmt.Errorf("node %s has no InternalIP yet", n.cfg.NodeName)
 	}

@@ -96,6 +96,9 @@ type Network struct {
 	endpointSlices discoverylisters.EndpointSliceLister
 	synced         []cache.InformerSynced
 
+	// memo makes a pass cost what has changed; only the loop uses it.
+	memo desired.Memo
+
 	// dirty asks for a pass, urgent for one without rest: somebody waits.
 	dirty, urgent chan struct{}
 	// ready is closed once the informers have synced and the node has pod
