@@ -55,7 +55,7 @@ func withCluster(run func() int) (code int, err error) {
 			return 1, err
 		}
 	}
-	before := takeInventory()
+	before := takeInventory(name)
 	down := func() error { return command(2*time.Minute, bin+"/weft", "down", "--name", name).run() }
 	if err := down(); err != nil {
 		return 1, err
@@ -71,7 +71,7 @@ func withCluster(run func() int) (code int, err error) {
 		log.Print("WEFT_KEEP is set: the cluster stays; remove it with: weft down --name " + name)
 		return code, nil
 	}
-	return code, errors.Join(down(), before.leftovers())
+	return code, errors.Join(down(), before.leftovers(name))
 }
 
 func setUp() error {

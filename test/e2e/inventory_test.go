@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -16,9 +17,9 @@ import (
 // namespaces, devices, routes, cgroups, pins, files and processes.
 type inventory map[string]bool
 
-func takeInventory() inventory {
+func takeInventory(cluster string) inventory {
 	found := inventory{}
-	defer found.forgetOtherClusters()
+	defer found.forgetOtherClusters(cluster)
 	lines := func(kind string, argv ...string) {
 		out, _ := exec.Command(argv[0], argv[1:]...).Output()
 		for line := range strings.Lines(string(out)) {
@@ -52,17 +53,17 @@ func takeInventory() inventory {
 
 // forgetOtherClusters leaves out what belongs to clusters that run beside ours
 // and change on their own.
-func (found inventory) forgetOtherClusters() {
+func (found inventory) forgetOtherClusters(ours string) {
 	others, _ := os.ReadDir("/var/lib/weft")
 	for _, other := range others {
-		if other.Name() == name {
+		if other.Name() == ours {
 			continue
 		}
+		// One name may begin another: what follows tells.
+		mark := regexp.MustCompile(`(/weft/|\bweft-|\bw-)` + regexp.QuoteMeta(other.Name()) + `($|[^a-z0-9-]|-node-[0-9]+|-[0-9]+\b)`)
 		for thing := range found {
-			for _, mark := range []string{"/weft/" + other.Name(), "weft-" + other.Name(), "w-" + other.Name() + "-"} {
-				if strings.Contains(thing, mark) {
-					delete(found, thing)
-				}
+			if mark.MatchString(thing) {
+				delete(found, thing)
 			}
 		}
 	}
@@ -70,11 +71,11 @@ func (found inventory) forgetOtherClusters() {
 
 // leftovers reports what is there now and was not before. Namespaces and
 // devices go a moment after the last process in them.
-func (before inventory) leftovers() error {
+func (before inventory) leftovers(cluster string) error {
 	var left []string
 	for range 50 {
 		left = nil
-		for thing := range takeInventory() {
+		for thing := range takeInventory(cluster) {
 			if !before[thing] && !strings.Contains(thing, fmt.Sprintf("/proc/%d", os.Getpid())) {
 				left = append(left, thing)
 			}

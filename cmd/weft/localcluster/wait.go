@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -12,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"weft.dev/weft/cmd/weft/supervise"
 )
 
 // client speaks to the cluster's API server as its administrator.
@@ -68,9 +72,24 @@ func (c *Cluster) readyNodes(ctx context.Context, client kubernetes.Interface) (
 	if err != nil {
 		return 0, nil, err
 	}
+	leases, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return 0, nil, err
+	}
+	renewed := map[string]time.Time{}
+	for _, lease := range leases.Items {
+		if lease.Spec.RenewTime != nil {
+			renewed[lease.Name] = lease.Spec.RenewTime.Time
+		}
+	}
 	why := map[string]string{}
 	for _, node := range list.Items {
 		why[node.Name] = notReady(&node)
+	}
+	for _, node := range c.AllNodes() {
+		if reason, joined := why[node.Name]; joined && reason == "" && !isAlive(node, renewed[node.Name]) {
+			why[node.Name] = "its agent has not reported yet"
+		}
 	}
 	for _, node := range c.AllNodes() {
 		switch reason, joined := why[node.Name]; {
@@ -83,6 +102,16 @@ func (c *Cluster) readyNodes(ctx context.Context, client kubernetes.Interface) (
 		}
 	}
 	return ready, waiting, nil
+}
+
+// isAlive reports whether the agent that runs now has renewed the node's lease:
+// conditions may be those of an agent that was killed.
+func isAlive(n Node, renewed time.Time) bool {
+	if supervise.PID(n.runDir(), "agent") == 0 {
+		return false
+	}
+	started, err := os.Stat(filepath.Join(n.runDir(), "agent.pid"))
+	return err == nil && renewed.After(started.ModTime())
 }
 
 // notReady says why a node is not ready, or nothing when it is.
