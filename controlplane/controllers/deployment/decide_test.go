@@ -52,6 +52,15 @@ func paused(d *appsv1.Deployment) *appsv1.Deployment {
 	return d
 }
 
+func TestPausedDeploymentWithAnotherSurgeTouchesNoSet(t *testing.T) {
+	d := paused(web(3, "1", "0"))
+	before := sets(d, 3, "new 3/3")
+	d.Spec.Strategy = web(3, "2", "0").Spec.Strategy
+	if p := decide(d, before, nil, now); len(p.Update) > 0 {
+		t.Errorf("it writes %v", p.Update[0].Annotations)
+	}
+}
+
 // sets reads "name size/available" for each set, oldest first, separated by
 // commas. The names are images. The sizes were noted when d had was pods.
 func sets(d *appsv1.Deployment, was int32, description string) []*appsv1.ReplicaSet {

@@ -54,7 +54,9 @@ func (r *rollout) scale() {
 	switch {
 	case len(with) == 1:
 		r.resize(with[0], *r.d.Spec.Replicas)
-		r.noteSize(with[0])
+		if r.wasScaled() { // somebody gave the set the right size before
+			r.noteSize(with[0])
+		}
 	case len(with) == 0:
 		if all := r.all(); len(all) > 0 { // the new set, else the youngest
 			r.resize(all[len(all)-1], *r.d.Spec.Replicas)
