@@ -30,12 +30,12 @@ func TestServerKeepsOrClosesAsAsked(t *testing.T) {
 
 func TestSummarize(t *testing.T) {
 	times := []time.Duration{4 * time.Microsecond, time.Microsecond, 3 * time.Microsecond, 2 * time.Microsecond}
-	got := summarize(times, 1, time.Millisecond)
-	want := Load{Transactions: 4, Lost: 1, PerSecond: 4000, P50: 3, P99: 4}
+	got := summarize(times, 1, time.Millisecond, 20*time.Microsecond)
+	want := Load{Transactions: 4, Lost: 1, PerSecond: 4000, P50: 3, P99: 4, CPU: 5}
 	if got != want {
 		t.Errorf("summarize = %+v, want %+v", got, want)
 	}
-	if got := summarize(nil, 2, time.Second); got != (Load{Lost: 2}) {
+	if got := summarize(nil, 2, time.Second, time.Second); got != (Load{Lost: 2}) {
 		t.Errorf("without an answer: %+v", got)
 	}
 }

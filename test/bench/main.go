@@ -34,6 +34,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"syscall"
 	"time"
 
@@ -46,6 +47,7 @@ type options struct {
 	duration          time.Duration
 	adds, pods        int
 	services          int
+	only              *regexp.Regexp
 }
 
 func (o options) weft() string { return filepath.Join(o.bin, "weft") }
@@ -93,12 +95,13 @@ func parse() (options, error) {
 	flag.IntVar(&o.adds, "adds", 40, "how many CNI ADDs to time")
 	flag.IntVar(&o.pods, "pods", 15, "how many pods to time")
 	flag.IntVar(&o.services, "services", 0, "how many idle Services to add, for the tables of all three")
+	only := flag.String("only", "", "regular expression for the network measurements to make, such as 'UDP_RR weft .* other node'")
 	flag.Usage = func() {
 		fmt.Fprintf(flag.CommandLine.Output(), `Measures Weft against plain pods and against kube-proxy in iptables and nftables
 mode on the same topology, CNI ADD, and pod start. Needs root.
 
 Examples:
-  bench -bin bin                            everything, about four minutes
+  bench -bin bin                            everything, four minutes on a quiet machine
   bench -bin bin -rounds 2 -duration 200ms  a quick look
   bench -bin bin -services 1000             with 1000 more Services in the tables
 
@@ -125,6 +128,9 @@ Flags:
 		return o, errors.New("needs root, to make network namespaces: run it with sudo")
 	}
 	var err error
+	if o.only, err = regexp.Compile(*only); err != nil {
+		return o, fmt.Errorf("-only: %w", err)
+	}
 	if o.bin, err = filepath.Abs(o.bin); err != nil {
 		return o, err
 	}

@@ -93,7 +93,7 @@ func TestPlainPodsReachEachOther(t *testing.T) {
 		}
 		defer child.stop()
 		for _, test := range tests {
-			to := path{client: p.client, to: netip.AddrPortFrom(server.addr, loadPort)}
+			to := path{client: p.client, server: child, to: netip.AddrPortFrom(server.addr, loadPort)}
 			err := eventually(t.Context(), 10*time.Second, test+" to a server on the "+distances[i], func() error {
 				load, err := w.load(context.Background(), to, test, 20*time.Millisecond)
 				if err == nil && load.Transactions == 0 {

@@ -6,10 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"time"
 
 	"weft.dev/weft/cmd/weft/progress"
@@ -24,6 +27,7 @@ type path struct {
 	Target   string `json:"target"`   // direct or ClusterIP
 	Distance string `json:"distance"` // of distances
 	client   place
+	server   *process
 	to       netip.AddrPort
 }
 
@@ -163,8 +167,8 @@ func (w *world) addServer(ctx context.Context, c *cluster, network, distance str
 		return err
 	}
 	w.paths = append(w.paths,
-		path{Network: network, Target: direct, Distance: distance, client: from, to: netip.AddrPortFrom(addr, loadPort)},
-		path{Network: network, Target: clusterIP, Distance: distance, client: from, to: netip.AddrPortFrom(service, loadPort)})
+		path{Network: network, Target: direct, Distance: distance, client: from, server: server, to: netip.AddrPortFrom(addr, loadPort)},
+		path{Network: network, Target: clusterIP, Distance: distance, client: from, server: server, to: netip.AddrPortFrom(service, loadPort)})
 	return nil
 }
 
@@ -174,7 +178,10 @@ func (w *world) await(ctx context.Context) error {
 		for _, test := range []string{tcpRR, udpRR} {
 			what := fmt.Sprintf("%s, %s, %s, %s to %s", p.Network, p.Target, p.Distance, test, p.to)
 			if err := eventually(ctx, 30*time.Second, what, func() error {
-				_, err := w.load(ctx, p, test, time.Millisecond)
+				load, err := w.load(ctx, p, test, time.Millisecond)
+				if err == nil && load.Transactions == 0 {
+					err = errors.New("no answer")
+				}
 				return err
 			}); err != nil {
 				return err
@@ -201,15 +208,23 @@ func (w *world) checkRules(o options) (map[string]int, error) {
 	return lines, nil
 }
 
+// plan lists what is to be measured.
+func (w *world) plan(only *regexp.Regexp) []Series {
+	var series []Series
+	for _, test := range tests {
+		for _, p := range w.paths {
+			if only.MatchString(strings.Join([]string{test, p.Network, p.Target, p.Distance}, " ")) {
+				series = append(series, Series{Test: test, path: p})
+			}
+		}
+	}
+	return series
+}
+
 // measure visits every path once a round, test by test, in a new order each
 // time.
 func (w *world) measure(ctx context.Context, o options, say func(string)) ([]Series, error) {
-	series := make([]Series, 0, len(w.paths)*len(tests))
-	for _, test := range tests {
-		for _, p := range w.paths {
-			series = append(series, Series{Test: test, path: p})
-		}
-	}
+	series := w.plan(o.only)
 	order := make([]int, len(series))
 	for i := range order {
 		order[i] = i
@@ -251,28 +266,45 @@ func (w *world) loader(stdout, stderr *os.File, args ...string) command {
 
 // load runs one client.
 func (w *world) load(ctx context.Context, p path, test string, duration time.Duration) (Load, error) {
-	read, write, err := os.Pipe()
+	before, err := cpuTime(p.server.cmd.Process.Pid)
 	if err != nil {
 		return Load{}, err
+	}
+	out, err := w.output(ctx, p.client, "load", "-test", test, "-to", p.to.String(), "-duration", duration.String())
+	if err != nil {
+		return Load{}, err
+	}
+	var load Load
+	if err := json.Unmarshal(out, &load); err != nil {
+		return Load{}, err
+	}
+	after, err := cpuTime(p.server.cmd.Process.Pid)
+	if load.Transactions > 0 {
+		load.CPU += microseconds(after-before) / float64(load.Transactions)
+	}
+	return load, err
+}
+
+// output runs this program at a place and returns what it prints.
+func (w *world) output(ctx context.Context, at place, args ...string) ([]byte, error) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
 	}
 	defer read.Close()
 	errRead, errWrite, err := os.Pipe()
 	if err != nil {
-		return Load{}, errors.Join(err, write.Close())
+		return nil, errors.Join(err, write.Close())
 	}
 	defer errRead.Close()
-	client, err := p.client.start(ctx, w.loader(write, errWrite,
-		"load", "-test", test, "-to", p.to.String(), "-duration", duration.String()))
-	err = errors.Join(err, write.Close(), errWrite.Close())
-	if err != nil {
-		return Load{}, err
+	child, err := at.start(ctx, w.loader(write, errWrite, args...))
+	if err := errors.Join(err, write.Close(), errWrite.Close()); err != nil {
+		return nil, err
 	}
-	var out, said bytes.Buffer
-	_, outErr := out.ReadFrom(read)
-	_, saidErr := said.ReadFrom(errRead)
-	if err := <-client.done; err != nil {
-		return Load{}, fmt.Errorf("%w: %s", err, bytes.TrimSpace(said.Bytes()))
+	out, outErr := io.ReadAll(read)
+	said, saidErr := io.ReadAll(errRead)
+	if err := <-child.done; err != nil {
+		return nil, fmt.Errorf("%w: %s", err, bytes.TrimSpace(said))
 	}
-	var load Load
-	return load, errors.Join(outErr, saidErr, json.Unmarshal(out.Bytes(), &load))
+	return out, errors.Join(outErr, saidErr)
 }
