@@ -101,13 +101,18 @@ func (c *Controller) cronJobChanged(change reconcile.Change) {
 	c.Add(reconcile.KeyOf(after))
 }
 
-func (c *Controller) remember(key types.NamespacedName, edit func(*memory)) memory {
+func (c *Controller) remember(key types.NamespacedName, edit func(*memory)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := c.memories[key]
 	edit(&m)
 	c.memories[key] = m
-	return m
+}
+
+func (c *Controller) recall(key types.NamespacedName) memory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.memories[key]
 }
 
 // --- Reconcile ---
@@ -130,8 +135,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	if err != nil {
 		return err
 	}
-	known := c.remember(key, func(*memory) {})
-	plan := decide(cj, jobs, known.rescheduled, time.Now())
+	plan := decide(cj, jobs, c.recall(key).rescheduled, time.Now())
 	return c.carryOut(ctx, key, cj, plan)
 }
 
@@ -202,8 +206,8 @@ func (c *Controller) tell(key types.NamespacedName, cj *batchv1.CronJob, notices
 	for _, n := range notices {
 		current[n] = struct{}{}
 	}
-	var told map[notice]struct{}
-	c.remember(key, func(m *memory) { told, m.told = m.told, current })
+	told := c.recall(key).told
+	c.remember(key, func(m *memory) { m.told = current })
 	for _, n := range notices {
 		if _, known := told[n]; known {
 			continue

@@ -269,11 +269,11 @@ func TestCreationThatWasNotRecordedIsNotRepeated(t *testing.T) {
 	})
 }
 
-func TestAnswerThatWasLostIsNotRepeated(t *testing.T) {
+func TestJobOfTheRunThatExistsIsTakenForIt(t *testing.T) {
 	inWorld(t, func(w world) {
 		cj := w.create()
 		w.until("00:09")
-		// The Job exists, but no cache of ours was told: the create finds it.
+		// It does not say which run it is for, so only the create finds out.
 		made := newJob(cj, time.Now().UTC().Truncate(10*time.Minute).Add(10*time.Minute), time.UTC)
 		delete(made.Annotations, batchv1.CronJobScheduledTimestampAnnotation)
 		testcluster.Must[*batchv1.Job](t)(w.Client.BatchV1().Jobs("ns").Create(t.Context(), made, metav1.CreateOptions{}))
