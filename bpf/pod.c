@@ -32,6 +32,45 @@ static __always_inline int check_source(struct __sk_buff *ctx, const struct pkt 
 	return drop(DROP_SPOOFED_SOURCE);
 }
 
+/* keep_apart looks at what opens a flow straight to another pod: if the pod
+ * uses a service from the same port and that has chosen the same backend, the
+ * answers of both are alike, so this flow takes a source port of its own.
+ * Until the service's flow begins nothing tells the two apart, and a direct
+ * flow in use then changes its port. */
+PHASE int keep_apart(struct __sk_buff *ctx, struct pkt *pkt)
+{
+	struct flow_key answer = {};
+	struct flow other, to = {};
+	struct flow *known;
+	int verdict;
+
+	if (!pkt)
+		return TC_ACT_SHOT;
+	to.src = pkt->tuple.src;
+	to.dst = pkt->tuple.dst;
+	to.sport = pkt->tuple.sport;
+	to.dport = pkt->tuple.dport;
+	to.flags = FLOW_APART;
+	opposite(&pkt->tuple, &to, &answer, &other);
+	known = bpf_map_lookup_elem(&flows, &answer);
+	if (!known || !(known->flags & FLOW_REPLY))
+		return NEXT;
+	verdict = bind_flow(&pkt->tuple, &to, PORT_PREFER);
+	if (verdict != NEXT)
+		return verdict;
+	return rewrite(ctx, pkt, &to);
+}
+
+/* may_clash: a datagram, or the first packet of a connection, of no flow. */
+static __always_inline bool may_clash(const struct pkt *pkt)
+{
+	if (pkt->is_known || pkt->is_error || !pkt->has_ports)
+		return false;
+	if (pkt->tuple.protocol == IPPROTO_TCP)
+		return (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return pkt->tuple.protocol == IPPROTO_UDP;
+}
+
 SEC("tcx/ingress")
 int pod_egress(struct __sk_buff *ctx)
 {
@@ -50,6 +89,9 @@ int pod_egress(struct __sk_buff *ctx)
 	if (verdict != NEXT)
 		return verdict;
 	verdict = steer(ctx, &pkt, node, FROM_NODE);
+	if (verdict != NEXT)
+		return verdict;
+	verdict = may_clash(&pkt) ? keep_apart(ctx, &pkt) : NEXT;
 	if (verdict != NEXT)
 		return verdict;
 	/* NetworkPolicy takes its place here: addresses are final, and nothing

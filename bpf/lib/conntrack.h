@@ -146,7 +146,7 @@ PHASE int translate(struct __sk_buff *ctx, struct pkt *pkt)
 	if (!pkt->has_ports)
 		return NEXT;
 	flow = bpf_map_lookup_elem(&flows, &pkt->tuple);
-	if (!flow)
+	if (!flow || ((flow->flags & FLOW_APART) && !pkt->leaves_pod))
 		return NEXT;
 	if (!pkt->is_error) {
 		if (!is_usable(pkt, flow)) {

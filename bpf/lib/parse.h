@@ -23,6 +23,7 @@ struct pkt {
 	__u8 ip_protocol;   /* of the packet itself, never of the inner one */
 	__u8 has_options;   /* IPv4 options or IPv6 extension headers */
 	__u8 is_known;      /* belongs to a flow, and was translated as it says */
+	__u8 leaves_pod;    /* seen by pod_egress */
 };
 
 enum { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10 };

@@ -120,6 +120,8 @@ enum flow_flags {
 	FLOW_EXTERNAL = 1 << 2, /* a service's External list chose dst */
 	FLOW_FIN = 1 << 3,      /* TCP FIN seen in this direction */
 	FLOW_RST = 1 << 4,      /* TCP RST seen in this direction */
+	FLOW_APART = 1 << 5,    /* only pod_egress translates: beyond it, a packet
+				   with this tuple is of the other flow (pod.c) */
 };
 
 /* What a packet with the key's tuple becomes. Every flow has two entries,

@@ -91,6 +91,7 @@ const (
 	MapsFlowFlagsFLOW_EXTERNAL MapsFlowFlags = 4
 	MapsFlowFlagsFLOW_FIN      MapsFlowFlags = 8
 	MapsFlowFlagsFLOW_RST      MapsFlowFlags = 16
+	MapsFlowFlagsFLOW_APART    MapsFlowFlags = 32
 )
 
 type MapsFlowKey struct {
