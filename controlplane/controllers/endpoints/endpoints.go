@@ -166,13 +166,14 @@ func decide(service *corev1.Service, pods []*corev1.Pod, current *corev1.Endpoin
 	if current != nil {
 		want = current.DeepCopy()
 	}
-	want.Subsets = subsetsOf(service, pods)
+	var isCut bool
+	want.Subsets, isCut = truncate(subsetsOf(service, pods))
 	want.Labels = labelsOf(service)
 	if want.Annotations == nil {
 		want.Annotations = map[string]string{}
 	}
 	delete(want.Annotations, corev1.EndpointsOverCapacity)
-	if truncate(want.Subsets) {
+	if isCut {
 		want.Annotations[corev1.EndpointsOverCapacity] = truncated
 	}
 	if current != nil && areEqual(current.Subsets, want.Subsets) &&

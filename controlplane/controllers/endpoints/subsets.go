@@ -23,6 +23,9 @@ import (
 func Canonical(subsets []corev1.EndpointSubset) []corev1.EndpointSubset {
 	byPort := map[port]backends{}
 	for _, subset := range subsets {
+		if isEmpty(subset) {
+			continue
+		}
 		ports := []port{noPort}
 		if len(subset.Ports) > 0 {
 			ports = ports[:0]
@@ -57,6 +60,8 @@ func Canonical(subsets []corev1.EndpointSubset) []corev1.EndpointSubset {
 	slices.SortFunc(result, compareSubsets)
 	return result
 }
+
+func isEmpty(s corev1.EndpointSubset) bool { return len(s.Addresses)+len(s.NotReadyAddresses) == 0 }
 
 // compareSubsets orders canonical subsets: no two of them have a port in common.
 func compareSubsets(a, b corev1.EndpointSubset) int {
@@ -245,14 +250,14 @@ const maxAddresses = 1000
 
 // truncate leaves at most maxAddresses in subsets, ready ones before others,
 // and takes from each subset by its share. It reports whether it left any out.
-func truncate(subsets []corev1.EndpointSubset) bool {
+func truncate(subsets []corev1.EndpointSubset) ([]corev1.EndpointSubset, bool) {
 	ready, notReady := 0, 0
 	for _, s := range subsets {
 		ready += len(s.Addresses)
 		notReady += len(s.NotReadyAddresses)
 	}
 	if ready+notReady <= maxAddresses {
-		return false
+		return subsets, false
 	}
 	roomForReady := min(ready, maxAddresses)
 	roomForOthers := maxAddresses - roomForReady
@@ -262,7 +267,7 @@ func truncate(subsets []corev1.EndpointSubset) bool {
 		s.Addresses = share(s.Addresses, ready, roomForReady, &leftForReady)
 		s.NotReadyAddresses = share(s.NotReadyAddresses, notReady, roomForOthers, &leftForOthers)
 	}
-	return true
+	return slices.DeleteFunc(subsets, isEmpty), true // the API refuses empty ones
 }
 
 // share returns so many of addresses as they are of all, where all get room

@@ -4,6 +4,7 @@ package endpoints
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"pgregory.net/rapid"
 )
 
 func service(edits ...func(*corev1.Service)) *corev1.Service {
@@ -188,6 +190,7 @@ func TestCanonical(t *testing.T) {
 		{"an address twice is one", []corev1.EndpointSubset{subset("10.0.0.1 10.0.0.1", "", "80")}, "[10.0.0.1 | -]:80"},
 		{"not ready wins", []corev1.EndpointSubset{subset("10.0.0.1", "", "80"), subset("", "10.0.0.1", "80")}, "[- | 10.0.0.1]:80"},
 		{"an address may be ready on one port only", []corev1.EndpointSubset{subset("10.0.0.1", "", "80"), subset("", "10.0.0.1", "90")}, "[10.0.0.1 | -]:80 [- | 10.0.0.1]:90"},
+		{"ports without addresses are nothing", []corev1.EndpointSubset{subset("", "", "80")}, ""},
 		{"no ports are kept as such", []corev1.EndpointSubset{subset("10.0.0.1", "", "")}, "[10.0.0.1 | -]:"},
 		{"addresses of other ports are told apart", []corev1.EndpointSubset{subset("10.0.0.1", "", "90"), subset("10.0.0.1 10.0.0.2", "", "80")}, "[10.0.0.1 10.0.0.2 | -]:80 [10.0.0.1 | -]:90"},
 	}
@@ -202,6 +205,57 @@ func TestCanonical(t *testing.T) {
 			}
 		})
 	}
+}
+
+// reached lists every address and port of subsets, and whether it is ready.
+func reached(subsets []corev1.EndpointSubset) map[string]bool {
+	all := map[string]bool{}
+	add := func(addresses []corev1.EndpointAddress, ports []corev1.EndpointPort, ready bool) {
+		for _, a := range addresses {
+			for _, p := range ports {
+				key := fmt.Sprintf("%s:%s=%d", a.IP, p.Name, p.Port)
+				known, ok := all[key]
+				all[key] = ready && (known || !ok)
+			}
+		}
+	}
+	for _, s := range subsets {
+		add(s.Addresses, s.Ports, true)
+		add(s.NotReadyAddresses, s.Ports, false)
+	}
+	return all
+}
+
+func TestCanonicalReachesTheSameInAnyOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		words := func(from ...string) string {
+			return strings.Join(rapid.SliceOfN(rapid.SampledFrom(from), 0, 4).Draw(t, "words"), " ")
+		}
+		var in []corev1.EndpointSubset
+		for range rapid.IntRange(0, 5).Draw(t, "subsets") {
+			ips := []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"}
+			in = append(in, subset(words(ips...), words(ips...), "a=80 "+words("a=80", "a=81", "b=80", "b=90")))
+		}
+		got := Canonical(in)
+		if !maps.Equal(reached(in), reached(got)) {
+			t.Fatalf("%s became %s", show(in), show(got))
+		}
+		ports := map[string]int{}
+		for _, s := range got {
+			for _, p := range s.Ports {
+				ports[p.String()]++
+			}
+		}
+		for p, n := range ports {
+			if n != 1 {
+				t.Fatalf("port %s is in %d subsets of %s", p, n, show(got))
+			}
+		}
+		shuffled := rapid.Permutation(in).Draw(t, "shuffled")
+		if again := Canonical(shuffled); show(again) != show(got) {
+			t.Fatalf("in another order %s, not %s", show(again), show(got))
+		}
+	})
 }
 
 func TestTruncateKeepsReadyAddressesFirstAndSharesFairly(t *testing.T) {
@@ -222,6 +276,7 @@ func TestTruncateKeepsReadyAddressesFirstAndSharesFairly(t *testing.T) {
 		{"too many ready ones leave no room for others", [][2]int{{1500, 20}, {500, 0}}, true, "[[750 0] [250 0]]"},
 		{"unready ones are shared by proportion", [][2]int{{500, 600}, {300, 300}}, true, "[[500 134] [300 66]]"},
 		{"only unready ones", [][2]int{{0, 2000}}, true, "[[0 1000]]"},
+		{"a subset that is left with nothing goes", [][2]int{{1500, 0}, {0, 20}}, true, "[[1000 0]]"},
 		{"exactly a thousand ready", [][2]int{{1000, 1}}, true, "[[1000 0]]"},
 		{"what is rounded up is taken from the last", [][2]int{{1001, 0}, {1001, 0}, {1001, 0}}, true, "[[334 0] [334 0] [332 0]]"},
 	}
@@ -231,7 +286,7 @@ func TestTruncateKeepsReadyAddressesFirstAndSharesFairly(t *testing.T) {
 			for _, n := range c.in {
 				subsets = append(subsets, corev1.EndpointSubset{Addresses: many(n[0]), NotReadyAddresses: many(n[1])})
 			}
-			got := truncate(subsets)
+			subsets, got := truncate(subsets)
 			var sizes [][2]int
 			for _, s := range subsets {
 				sizes = append(sizes, [2]int{len(s.Addresses), len(s.NotReadyAddresses)})

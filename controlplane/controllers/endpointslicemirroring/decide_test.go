@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"pgregory.net/rapid"
 )
 
 func service(edits ...func(*corev1.Service)) *corev1.Service {
@@ -186,4 +187,47 @@ func TestAThousandAddressesOfASubsetAreMirroredReadyOnesFirst(t *testing.T) {
 	if p.Beyond != 400 || len(p.Create) != 2 || len(p.Create[0].Endpoints) != 700 || len(p.Create[1].Endpoints) != 300 {
 		t.Errorf("%d beyond, %d slices", p.Beyond, len(p.Create))
 	}
+}
+
+// Whatever was mirrored before, one step makes the slices say what the
+// Endpoints say now, and the next does nothing.
+func TestOneStepIsEnough(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func(name string) *corev1.Endpoints {
+			var subsets []string
+			for range rapid.IntRange(0, 4).Draw(t, name) {
+				ips := rapid.SliceOfN(rapid.SampledFrom([]string{"10.0.0.1", "!10.0.0.2", "10.0.0.3", "fd00::1", "!fd00::2"}), 1, 4).Draw(t, "ips")
+				ports := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"80", "81", "90"}), 1, 3, rapid.ID).Draw(t, "ports")
+				subsets = append(subsets, strings.Join(ips, " ")+":"+strings.Join(ports, ","))
+			}
+			return byHand(subsets...)
+		}
+		have := made(draw("before"))
+		now := draw("now")
+		p := decide(now, service(), have)
+		for _, s := range p.Create {
+			s.Name = "new"
+		}
+		after := append(slices.Clone(p.Create), p.Update...)
+		for _, s := range have {
+			isChanged := func(other *discoveryv1.EndpointSlice) bool { return other.Name == s.Name }
+			if !slices.ContainsFunc(p.Update, isChanged) && !slices.ContainsFunc(p.Delete, isChanged) {
+				after = append(after, s)
+			}
+		}
+		say := func(list []*discoveryv1.EndpointSlice) string {
+			var all []string
+			for _, s := range list {
+				all = append(all, strings.TrimPrefix(show(s), s.Name))
+			}
+			slices.Sort(all)
+			return strings.Join(all, " ")
+		}
+		if want := say(made(now)); say(after) != want {
+			t.Fatalf("slices are %s, want %s, by %s", say(after), want, p)
+		}
+		if again := decide(now, service(), after).String(); again != "" {
+			t.Fatalf("the next step does %s", again)
+		}
+	})
 }
