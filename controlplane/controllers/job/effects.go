@@ -27,8 +27,11 @@ func (c *Controller) changePods(ctx context.Context, key types.NamespacedName, j
 	var mu sync.Mutex
 	deleted := reconcile.Parallel(ctx, len(plan.Delete), func(ctx context.Context, i int) error {
 		pod := plan.Delete[i]
+		// Only in the state that was decided upon: it may have succeeded since.
+		options := metav1.NewPreconditionDeleteOptions(string(pod.UID))
+		options.Preconditions.ResourceVersion = &pod.ResourceVersion
 		if plan.Discard && isTracked(pod) {
-			// Only in the state that was decided upon: it may have succeeded since.
+			options.Preconditions.ResourceVersion = nil
 			if err := c.patch(ctx, key, pod, releasePatch(pod, pod.ResourceVersion)); err != nil && !apierrors.IsNotFound(err) {
 				return fmt.Errorf("discard pod %s: %w", pod.Name, err)
 			}
@@ -36,7 +39,7 @@ func (c *Controller) changePods(ctx context.Context, key types.NamespacedName, j
 			out.discarded.Insert(pod.UID)
 			mu.Unlock()
 		}
-		if err := c.delete(ctx, key, job, pod); err != nil {
+		if err := c.delete(ctx, key, job, pod, *options); err != nil {
 			return err
 		}
 		mu.Lock()
@@ -49,12 +52,14 @@ func (c *Controller) changePods(ctx context.Context, key types.NamespacedName, j
 	return out, errors.Join(deleted, created)
 }
 
-func (c *Controller) delete(ctx context.Context, key types.NamespacedName, job *batchv1.Job, pod *corev1.Pod) error {
-	err := c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *metav1.NewPreconditionDeleteOptions(string(pod.UID)))
+func (c *Controller) delete(ctx context.Context, key types.NamespacedName, job *batchv1.Job, pod *corev1.Pod, options metav1.DeleteOptions) error {
+	err := c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, options)
 	switch {
 	case err == nil:
 		c.events.Normal(job, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
-	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, and perhaps replaced
+	case apierrors.IsNotFound(err):
+	case apierrors.IsConflict(err): // the cache will show what has changed
+		return fmt.Errorf("delete pod %s: %w", pod.Name, err)
 	default:
 		c.events.Warning(job, "FailedDelete", "Error deleting: %v", err)
 		return fmt.Errorf("delete pod %s: %w", pod.Name, err)

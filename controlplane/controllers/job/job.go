@@ -157,13 +157,12 @@ func (c *Controller) claim(ctx context.Context, key types.NamespacedName, job *b
 			return c.client.BatchV1().Jobs(key.Namespace).Get(ctx, key.Name, metav1.GetOptions{})
 		},
 	}
+	var changed error
 	pods, err := reconcile.Claim(ctx, claimant, append(owned, c.pods.Orphans(job.Namespace)...), func(ctx context.Context, pod *corev1.Pod, data []byte) error {
+		changed = reconcile.ErrStale
 		return c.patch(ctx, key, pod, data)
 	})
-	if err == nil {
-		err = c.fence.Check(key)
-	}
-	return pods, err
+	return pods, errors.Join(err, changed)
 }
 
 // --- Effects ---

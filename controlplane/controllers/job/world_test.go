@@ -11,6 +11,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubetesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 
 	"weft.dev/weft/controlplane/controllers/testcluster"
@@ -107,12 +108,15 @@ func (w *world) wait(d time.Duration) bool {
 	}
 }
 
-// end has the pod's container exit, once.
+// end has the pod's container exit, once; if it was asked to, not with success.
 func (w *world) end(pod *corev1.Pod, code int32) {
 	pods := w.Client.CoreV1().Pods(pod.Namespace)
 	live, err := pods.Get(w.t.Context(), pod.Name, metav1.GetOptions{})
 	if err != nil || live.UID != pod.UID || live.Status.Phase == corev1.PodSucceeded || live.Status.Phase == corev1.PodFailed {
 		return
+	}
+	if live.DeletionTimestamp != nil {
+		code = 137
 	}
 	exited(code, time.Now())(live)
 	live.Status.Conditions, live.ResourceVersion = nil, ""
@@ -134,6 +138,7 @@ func (w *world) edit(change func(*batchv1.Job)) {
 	w.t.Helper()
 	job := w.get()
 	change(job)
+	job.ResourceVersion = "" // whatever the controller does meanwhile
 	testcluster.Must[*batchv1.Job](w.t)(w.Client.BatchV1().Jobs("ns").Update(w.t.Context(), job, metav1.UpdateOptions{}))
 }
 
@@ -184,15 +189,15 @@ func describe(s batchv1.JobStatus) string {
 	return strings.Join(words, " ")
 }
 
-// reasons returns the reasons of the events that tell of the Job, in order.
+// reasons returns the reasons of the events that tell of the Job, each once,
+// in order.
 func (w *world) reasons() []string {
-	w.t.Helper()
-	events := testcluster.Must[*corev1.EventList](w.t)(w.Client.CoreV1().Events("ns").List(w.t.Context(), metav1.ListOptions{})).Items
-	slices.SortStableFunc(events, func(a, b corev1.Event) int { return a.FirstTimestamp.Compare(b.FirstTimestamp.Time) })
 	var reasons []string
-	for _, e := range events {
-		if !slices.Contains(reasons, e.Reason) {
-			reasons = append(reasons, e.Reason)
+	for _, action := range w.Client.Actions() {
+		if created, ok := action.(kubetesting.CreateAction); ok && action.Matches("create", "events") {
+			if reason := created.GetObject().(*corev1.Event).Reason; !slices.Contains(reasons, reason) {
+				reasons = append(reasons, reason)
+			}
 		}
 	}
 	return reasons

@@ -46,6 +46,7 @@ type Cluster struct {
 	mu        sync.Mutex
 	refuse    func(kubetesting.Action) error
 	lose      func(kubetesting.Action) bool
+	lag       func() time.Duration
 	version   int64
 	deletedAt map[types.UID]string
 	running   sync.WaitGroup
@@ -80,6 +81,14 @@ func (c *Cluster) Lose(f func(kubetesting.Action) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lose = f
+}
+
+// Lag asks f how long each event of a watch takes from now on, which makes
+// caches stale. nil means no time.
+func (c *Cluster) Lag(f func() time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lag = f
 }
 
 // Env returns what a controller of that name is made from.
@@ -237,6 +246,7 @@ func (c *Cluster) write(action kubetesting.Action, stored runtime.Object, stored
 	m.SetUID(storedMeta.GetUID())
 	m.SetCreationTimestamp(storedMeta.GetCreationTimestamp())
 	m.SetDeletionTimestamp(storedMeta.GetDeletionTimestamp())
+	m.SetDeletionGracePeriodSeconds(storedMeta.GetDeletionGracePeriodSeconds())
 	m.SetResourceVersion(storedMeta.GetResourceVersion())
 	m.SetGeneration(storedMeta.GetGeneration())
 	if action.GetSubresource() != "" { // status, approval
@@ -252,7 +262,7 @@ func (c *Cluster) write(action kubetesting.Action, stored runtime.Object, stored
 		return object, nil
 	}
 	m.SetResourceVersion(c.nextVersion())
-	if m.GetDeletionTimestamp() != nil && len(m.GetFinalizers()) == 0 && len(storedMeta.GetFinalizers()) > 0 {
+	if m.GetDeletionTimestamp() != nil && !waitsForNode(m) && len(m.GetFinalizers()) == 0 && len(storedMeta.GetFinalizers()) > 0 {
 		c.deletedAt[m.GetUID()] = m.GetResourceVersion()
 		return object, c.Client.Tracker().Delete(action.GetResource(), m.GetNamespace(), m.GetName())
 	}
@@ -268,6 +278,9 @@ func (c *Cluster) delete(action kubetesting.Action) (runtime.Object, error) {
 	if p := deletion.DeleteOptions.Preconditions; p != nil && p.UID != nil && *p.UID != m.GetUID() {
 		return nil, apierrors.NewConflict(action.GetResource().GroupResource(), deletion.GetName(), fmt.Errorf("uid is %s", m.GetUID()))
 	}
+	if p := deletion.DeleteOptions.Preconditions; p != nil && p.ResourceVersion != nil && *p.ResourceVersion != m.GetResourceVersion() {
+		return nil, apierrors.NewConflict(action.GetResource().GroupResource(), deletion.GetName(), fmt.Errorf("have %s, got %s", m.GetResourceVersion(), *p.ResourceVersion))
+	}
 	now := deletion.DeleteOptions.GracePeriodSeconds != nil && *deletion.DeleteOptions.GracePeriodSeconds == 0
 	pod, isPod := stored.(*corev1.Pod)
 	graceful := isPod && pod.Spec.NodeName != "" && !now
@@ -275,12 +288,27 @@ func (c *Cluster) delete(action kubetesting.Action) (runtime.Object, error) {
 		c.deletedAt[m.GetUID()] = c.nextVersion()
 		return stored, c.Client.Tracker().Delete(action.GetResource(), m.GetNamespace(), m.GetName())
 	}
-	if m.GetDeletionTimestamp() != nil {
+	if m.GetDeletionTimestamp() != nil && (graceful || !waitsForNode(m)) {
 		return stored, nil
 	}
-	m.SetDeletionTimestamp(&metav1.Time{Time: time.Now()})
+	grace := int64(0)
+	if graceful {
+		grace = gracePeriodSeconds
+	}
+	m.SetDeletionTimestamp(&metav1.Time{Time: time.Now().Add(time.Duration(grace) * time.Second)})
+	m.SetDeletionGracePeriodSeconds(&grace)
 	m.SetResourceVersion(c.nextVersion())
 	return stored, c.Client.Tracker().Update(action.GetResource(), stored, action.GetNamespace())
+}
+
+// gracePeriodSeconds is what pods have to end.
+const gracePeriodSeconds int64 = 30
+
+// waitsForNode reports whether an object that is being deleted still has time
+// to end: then it goes only when its node deletes it.
+func waitsForNode(m metav1.Object) bool {
+	grace := m.GetDeletionGracePeriodSeconds()
+	return grace != nil && *grace > 0
 }
 
 // watch gives deletions a resourceVersion of their own, as the API server does.
@@ -290,6 +318,7 @@ func (c *Cluster) watch(action kubetesting.Action) (bool, watch.Interface, error
 		return true, nil, err
 	}
 	return true, watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
+		c.delay()
 		if e.Type != watch.Deleted {
 			return e, true
 		}
@@ -303,6 +332,15 @@ func (c *Cluster) watch(action kubetesting.Action) (bool, watch.Interface, error
 		}
 		return e, true
 	}), nil
+}
+
+func (c *Cluster) delay() {
+	c.mu.Lock()
+	lag := c.lag
+	c.mu.Unlock()
+	if lag != nil {
+		time.Sleep(lag())
+	}
 }
 
 func (c *Cluster) stored(action kubetesting.Action, name string) (runtime.Object, metav1.Object, error) {
