@@ -165,7 +165,7 @@ func install(ctx context.Context, client dynamic.Interface, hook *webhook) error
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Websites are not served: %w", err)
+			return fmt.Errorf("wait for the resource to be served: %w", err)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
