@@ -125,9 +125,32 @@ func (l *Loop) next(ctx context.Context) bool {
 	if shutdown {
 		return false
 	}
-	defer l.queue.Done(key)
+	begin := time.Now()
 	l.settle(ctx, key, l.call(ctx, key))
+	if rest := restAfter(time.Since(begin)); rest > 0 {
+		time.AfterFunc(rest, func() { l.queue.Done(key) })
+	} else {
+		l.queue.Done(key)
+	}
 	return true
+}
+
+// A key rests after work that took long, which only writes do. What happens
+// to its objects meanwhile is then handled in one pass, with one write of its
+// status. The busier the API server, the longer a write takes, the more is
+// folded; with an idle one, the rest is too short to be noticed.
+const (
+	restFactor  = 4
+	shortestRun = time.Millisecond
+	longestRest = 500 * time.Millisecond
+)
+
+// restAfter is how long a key rests after a run that took this long.
+func restAfter(run time.Duration) time.Duration {
+	if run < shortestRun {
+		return 0
+	}
+	return min(restFactor*run, longestRest)
 }
 
 // call turns a panic into an error: one bad object must not take the whole

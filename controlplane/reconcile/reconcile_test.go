@@ -200,3 +200,50 @@ func TestLoopRetriesWithBackOffAndSurvivesPanics(t *testing.T) {
 		}
 	})
 }
+
+func TestBurstDuringASlowRunIsFoldedIntoOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := types.NamespacedName{Name: "x"}
+		var began []time.Duration
+		start := time.Now()
+		loop := NewLoop(Config{Name: "test", Workers: 4, Reconcile: func(context.Context, types.NamespacedName) error {
+			began = append(began, time.Since(start))
+			time.Sleep(20 * time.Millisecond) // a write
+			return nil
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- loop.Run(ctx) }()
+		time.Sleep(time.Second)
+		start = time.Now()
+		for range 50 {
+			loop.Add(key)
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		if got, want := fmt.Sprint(began), "[0s 100ms]"; got != want {
+			t.Errorf("it ran at %s, want %s", got, want)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRestFollowsTheLengthOfTheRun(t *testing.T) {
+	cases := []struct {
+		name      string
+		run, want time.Duration
+	}{
+		{"nothing was written", 100 * time.Microsecond, 0},
+		{"one write to an idle API server", 5 * time.Millisecond, 20 * time.Millisecond},
+		{"a busy API server", 100 * time.Millisecond, 400 * time.Millisecond},
+		{"hundreds of pods created", 4 * time.Second, 500 * time.Millisecond},
+	}
+	for _, c := range cases {
+		if got := restAfter(c.run); got != c.want {
+			t.Errorf("%s: rests %s, want %s", c.name, got, c.want)
+		}
+	}
+}
