@@ -520,6 +520,26 @@ app: running, restarts 1, last terminated 143 Error, ready`)
 	})
 }
 
+func TestReplacementFlipsNoConditionUnlessItTakesLong(t *testing.T) {
+	inCluster(t, func(t *testing.T, c *cluster) {
+		c.runtime.Missing["slow:1"] = true
+		c.runtime.Fail = func(call, _ string) error {
+			if call == "PullImage" {
+				time.Sleep(5 * time.Second)
+			}
+			return nil
+		}
+		c.apply(plainPod)
+		c.change(func(pod *corev1.Pod) { pod.Spec.Containers[0].Image = "slow:1" })
+		sleep(replaceGrace - 100*time.Millisecond)
+		c.wantStatus("Running [ContainersReady Initialized PodReadyToStartContainers Ready]\napp: running, ready")
+		sleep(200 * time.Millisecond)
+		c.wantStatus("Running [Initialized PodReadyToStartContainers]\napp: terminated 143 Error")
+		sleep(5 * time.Second)
+		c.wantStatus("Running [ContainersReady Initialized PodReadyToStartContainers Ready]\napp: running, restarts 1, last terminated 143 Error, ready")
+	})
+}
+
 func TestFailedPostStartHookKillsTheContainer(t *testing.T) {
 	inCluster(t, func(t *testing.T, c *cluster) {
 		failures := 1

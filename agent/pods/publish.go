@@ -30,6 +30,11 @@ func (w *worker) publish(ctx context.Context, f facts, p *plan, s corev1.PodStat
 	if f.gone || !f.may(p, opStatus) {
 		return
 	}
+	everyContainer(f.pod, func(c *corev1.Container) {
+		if left := f.replacing(c); left > 0 {
+			p.lookAgain(left)
+		}
+	})
 	if !apiequality.Semantic.DeepEqual(f.pod.Status, s) {
 		if left := w.writtenAt.Add(rewriteDelay).Sub(f.now); left > 0 && apiequality.Semantic.DeepEqual(w.written, s) {
 			p.lookAgain(left)

@@ -65,6 +65,9 @@ func (f facts) containerStatus(c *corev1.Container, p plan, fallback string) cor
 	if len(list) == 0 {
 		return f.absentStatus(c, p, old, fallback)
 	}
+	if f.replacing(c) > 0 {
+		return *old.DeepCopy()
+	}
 	out := f.instanceStatus(c, &list[0], old)
 	if len(list) > 1 {
 		out.LastTerminationState = f.instanceStatus(c, &list[1], old).State
@@ -82,6 +85,26 @@ func (f facts) containerStatus(c *corev1.Container, p plan, fallback string) cor
 	}
 	f.setHealth(c, &out)
 	return out
+}
+
+// replaceGrace is how long a container whose definition changed may be
+// without a running instance before its status says so. A replacement that
+// takes no longer flips no condition, as in kubelet.
+const replaceGrace = 2 * time.Second
+
+// replacing is how long the status still hides that a container is between two
+// instances because its definition changed; not positive if it does not.
+func (f facts) replacing(c *corev1.Container) time.Duration {
+	old, list := statusOf(&f.pod.Status, c.Name), f.observed.containers[c.Name]
+	if old == nil || old.State.Running == nil || f.pod.DeletionTimestamp != nil || len(list) == 0 || list[0].state == stateRunning {
+		return 0
+	}
+	for _, x := range list {
+		if containerIDPrefix+x.id == old.ContainerID && x.state == stateExited && x.hash != hashOf(c) {
+			return x.finished.Add(replaceGrace).Sub(f.now)
+		}
+	}
+	return 0
 }
 
 // absentStatus is the status of a container that the runtime does not know.
