@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"weft.dev/weft/agent/cgroup2"
@@ -162,8 +163,18 @@ func (c Config) kubeletDir() string  { return filepath.Join(c.StateDir, "kubelet
 func (c Config) volumesDir() string  { return filepath.Join(c.StateDir, "volumes") }
 func (c Config) identityDir() string { return filepath.Join(c.StateDir, "identity") }
 func (c Config) logDir() string      { return filepath.Join(c.StateDir, "logs", "pods") }
-func (c Config) cniSocket() string   { return filepath.Join(c.RunDir, "cni.sock") }
-func (c Config) delDir() string      { return filepath.Join(c.StateDir, "cni", "deleted") }
+
+// podFiles are the directories in which a pod fills the node's disk, apart
+// from its containers' own file systems.
+func (c Config) podFiles(uid types.UID, namespace, name string) []string {
+	return []string{
+		filepath.Join(c.kubeletDir(), "pods", string(uid), "volumes", "kubernetes.io~empty-dir"),
+		filepath.Join(c.logDir(), namespace+"_"+name+"_"+string(uid)),
+	}
+}
+
+func (c Config) cniSocket() string { return filepath.Join(c.RunDir, "cni.sock") }
+func (c Config) delDir() string    { return filepath.Join(c.StateDir, "cni", "deleted") }
 
 // components run side by side; the first that fails ends all.
 type components []component

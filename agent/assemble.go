@@ -29,6 +29,7 @@ import (
 	"weft.dev/weft/agent/node"
 	"weft.dev/weft/agent/pods"
 	"weft.dev/weft/agent/probes"
+	"weft.dev/weft/agent/reclaim"
 	"weft.dev/weft/agent/server"
 	"weft.dev/weft/agent/server/logs"
 	"weft.dev/weft/agent/volumes"
@@ -140,9 +141,13 @@ func (p parts) pods(readiness *readiness) (components, error) {
 	if err != nil {
 		return nil, err
 	}
+	thresholds, err := p.cfg.thresholds()
+	if err != nil {
+		return nil, err
+	}
 	node, err1 := node.New(node.Config{
 		NodeName: p.cfg.NodeName, Addresses: p.settings.NodeAddresses, Labels: p.cfg.Labels,
-		Port: api.KubeletPort, Capacity: capacity, MaxPods: int64(p.cfg.MaxPods),
+		Port: api.KubeletPort, Capacity: capacity, Thresholds: thresholds, MaxPods: int64(p.cfg.MaxPods),
 		Annotations: map[string]string{api.VolumesDirAnnotation: p.cfg.volumesDir()},
 		StateDir:    p.cfg.StateDir, Version: p.cfg.Version, Ready: readiness.problem,
 		DeclaredFeatures: []string{
@@ -189,13 +194,25 @@ func (p parts) pods(readiness *readiness) (components, error) {
 		Volumes: mounts, Objects: objects, Prober: prober,
 		KubeletDir: p.cfg.kubeletDir(), LogDir: p.cfg.logDir(), CgroupParent: p.cfg.Cgroup,
 		ClusterDNS: p.settings.ClusterDNS, ClusterDomain: p.cfg.ClusterDomain, ResolvConf: p.cfg.ResolvConf,
-		PodPids: p.cfg.PodPIDs, Recorder: p.recorder, OnReady: readiness.changed, Log: slog.Default(),
+		Pressure: func() (memory, disk bool) { now := node.Pressure(); return now.Memory, now.Disk },
+		PodPids:  p.cfg.PodPIDs, Recorder: p.recorder, OnReady: readiness.changed, Log: slog.Default(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	readiness.conditions = append(readiness.conditions, manager.Ready)
 	readiness.wakeNode = node.Wake
+	reclaim, err := reclaim.New(reclaim.Config{
+		Pressure: func() reclaim.Pressure {
+			now := node.Pressure()
+			return reclaim.Pressure{Memory: now.Memory, Disk: now.Disk}
+		},
+		Disk: reclaim.DiskOf(p.cfg.StateDir), Usage: reclaim.Measure(p.runtime.RuntimeService(), p.cfg.podFiles),
+		Images: p.runtime, Containers: p.runtime, Pods: manager,
+	})
+	if err != nil {
+		return nil, err
+	}
 	serving, err := join.ServingCertificate(join.ServingConfig{
 		NodeName: p.cfg.NodeName, Dir: p.cfg.identityDir(), Client: p.client,
 		Addresses: p.settings.NodeAddresses, Hostnames: []string{p.cfg.NodeName},
@@ -213,7 +230,7 @@ func (p parts) pods(readiness *readiness) (components, error) {
 		return nil, err
 	}
 	return components{
-		{"node", node.Run}, {"objects", objects.Run}, {"volumes", mounts.Run}, {"volume reclaimer", reclaimer.Run}, {"pods", manager.Run},
+		{"node", node.Run}, {"objects", objects.Run}, {"volumes", mounts.Run}, {"volume reclaimer", reclaimer.Run}, {"pods", manager.Run}, {"reclaim", reclaim.Run},
 		{"serving certificate", serving.Run}, {"server", server.Run},
 		{"log rotation", (&logs.Rotator{Runtime: p.runtime.RuntimeService()}).Run},
 	}, nil

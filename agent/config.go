@@ -34,6 +34,9 @@ type Config struct {
 	// Capacity overrides what is measured of the machine, quantities by
 	// resource: a node that is not alone on its machine claims its share.
 	Capacity map[string]string
+	// EvictionHard is what must remain available, by signal as kubelet calls
+	// them: memory.available a quantity, the others a percentage.
+	EvictionHard map[string]string
 	// PodPIDs limits the processes of each pod; 0 is no limit.
 	PodPIDs int64
 
@@ -128,6 +131,8 @@ func (c Config) parse() (desired.Settings, error) {
 		errs = append(errs, fmt.Errorf("--pod-pids: %d is negative", c.PodPIDs))
 	}
 	_, err := c.capacity()
+	errs = append(errs, err)
+	_, err = c.thresholds()
 	errs = append(errs, err)
 	s.NodeAddresses = parseEach("--node-ip", c.NodeIPs, netip.ParseAddr, &errs)
 	s.ClusterDNS = parseEach("--cluster-dns", c.ClusterDNS, netip.ParseAddr, &errs)

@@ -18,6 +18,10 @@ func TestConfigurationErrorsNameTheirFlags(t *testing.T) {
 		"capacity is a quantity":               {func(c *Config) { c.Capacity = map[string]string{"cpu": "half"} }, "--capacity cpu=half"},
 		"capacity is not negative":             {func(c *Config) { c.Capacity = map[string]string{"memory": "-1Gi"} }, "--capacity memory=-1Gi"},
 		"parts of the machine may be claimed":  {func(c *Config) { c.Capacity = map[string]string{"cpu": "500m", "memory": "1Gi"} }, ""},
+		"eviction is by known signals":         {func(c *Config) { c.EvictionHard = map[string]string{"mood.available": "5%"} }, "--eviction-hard mood.available=5%"},
+		"disk is a percentage":                 {func(c *Config) { c.EvictionHard = map[string]string{"nodefs.available": "10Gi"} }, "--eviction-hard nodefs.available=10Gi"},
+		"memory is a quantity":                 {func(c *Config) { c.EvictionHard = map[string]string{"memory.available": "5%"} }, "--eviction-hard memory.available=5%"},
+		"thresholds may be set":                {func(c *Config) { c.EvictionHard = map[string]string{"memory.available": "1Gi", "pid.available": "2%"} }, ""},
 		"a limit of processes is not negative": {func(c *Config) { c.PodPIDs = -1 }, "--pod-pids"},
 	}
 	for name, test := range tests {

@@ -322,6 +322,10 @@ func (im *importer) label(ctx context.Context, digest string, labels map[string]
 	return nil
 }
 
+// pinnedLabel keeps the agent from removing an image that nothing uses: what
+// was imported may not be pulled again (containerd, internal/cri/labels).
+const pinnedLabel = "io.cri-containerd.pinned"
+
 // create names an image, in the form that CRI looks it up by.
 func (im *importer) create(ctx context.Context, name string, d descriptor) (string, error) {
 	named, err := reference.ParseDockerRef(name)
@@ -329,11 +333,11 @@ func (im *importer) create(ctx context.Context, name string, d descriptor) (stri
 		return "", fmt.Errorf("image name %q: %w", name, err)
 	}
 	image := &imagesapi.Image{Name: named.String(), Target: &types.Descriptor{
-		MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}
+		MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, Labels: map[string]string{pinnedLabel: "pinned"}}
 	_, err = im.images.Create(ctx, &imagesapi.CreateImageRequest{Image: image})
 	if status.Code(err) == codes.AlreadyExists {
 		_, err = im.images.Update(ctx, &imagesapi.UpdateImageRequest{Image: image,
-			UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"target"}}})
+			UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"target", "labels." + pinnedLabel}}})
 	}
 	if err != nil {
 		return "", fmt.Errorf("create image %s: %w", image.Name, err)

@@ -211,19 +211,31 @@ func topImages(images []corev1.ContainerImage) []corev1.ContainerImage {
 // conditions are those of old that are not ours, and our four.
 func conditions(f Facts, old []corev1.NodeCondition, now time.Time) []corev1.NodeCondition {
 	s := corev1.NodeStatus{Conditions: slices.Clone(old)}
-	m, t := f.Machine, f.Config.Thresholds
+	t := f.Config.Thresholds
+	under := t.pressure(f.Machine)
 	for _, c := range []corev1.NodeCondition{
-		pressure(corev1.NodeMemoryPressure, m.MemoryAvailableBytes < t.MemoryAvailableBytes, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
+		pressure(corev1.NodeMemoryPressure, under.Memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
 			fmt.Sprintf("less than %d MiB of memory available", t.MemoryAvailableBytes>>20), "sufficient memory available"),
-		pressure(corev1.NodeDiskPressure, scarce(m.DiskAvailableBytes, m.DiskBytes, t.DiskAvailable) || scarce(m.InodesFree, m.Inodes, t.InodesAvailable), "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
+		pressure(corev1.NodeDiskPressure, under.Disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
 			fmt.Sprintf("less than %.0f%% of disk space or %.0f%% of inodes available", 100*t.DiskAvailable, 100*t.InodesAvailable), "no disk pressure"),
-		pressure(corev1.NodePIDPressure, scarce(m.PIDsMax-m.PIDs, m.PIDsMax, t.PIDsAvailable), "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
+		pressure(corev1.NodePIDPressure, under.PIDs, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
 			fmt.Sprintf("less than %.0f%% of process numbers available", 100*t.PIDsAvailable), "sufficient process numbers available"),
 		ready(f, isReady(s)),
 	} {
 		set(&s, c, now)
 	}
 	return s.Conditions
+}
+
+// Pressure is what the machine is short of now.
+type Pressure struct{ Memory, Disk, PIDs bool }
+
+func (t Thresholds) pressure(m MachineFacts) Pressure {
+	return Pressure{
+		Memory: m.MemoryAvailableBytes < t.MemoryAvailableBytes,
+		Disk:   scarce(m.DiskAvailableBytes, m.DiskBytes, t.DiskAvailable) || scarce(m.InodesFree, m.Inodes, t.InodesAvailable),
+		PIDs:   scarce(m.PIDsMax-m.PIDs, m.PIDsMax, t.PIDsAvailable),
+	}
 }
 
 func scarce(available, all int64, share float64) bool {

@@ -220,6 +220,10 @@ func (n *Node) Wake() {
 	}
 }
 
+// Pressure measures the machine now; the conditions say the same, within ten
+// seconds, and hold on to it. It may be called concurrently.
+func (n *Node) Pressure() Pressure { return n.cfg.Thresholds.pressure(n.machine.measure()) }
+
 // Registered is closed once the Node object exists with its addresses; the
 // serving certificate is approved only from then on.
 func (n *Node) Registered() <-chan struct{} { return n.registered }

@@ -43,6 +43,11 @@ func (m *Manager) admit(pod *corev1.Pod, started bool) *rejection {
 		if r := unsupported(pod); r != nil {
 			return r
 		}
+		if m.cfg.Pressure != nil {
+			if r := refusedUnderPressure(pod, m.cfg.Pressure); r != nil {
+				return r
+			}
+		}
 		// Without its Node object the agent cannot judge; the scheduler did.
 		if self, err := m.nodes.Get(m.cfg.NodeName); err == nil {
 			if r := fits(pod, self, m.admitted, m.cfg.MaxPods); r != nil {
@@ -54,6 +59,33 @@ func (m *Manager) admit(pod *corev1.Pod, started bool) *rejection {
 	}
 	m.admitted[pod.UID] = pod
 	return nil
+}
+
+// refusedUnderPressure refuses pods that a node short of disk or memory would
+// have to evict next (kubernetes/pkg/kubelet/eviction, Admit).
+func refusedUnderPressure(pod *corev1.Pod, pressure func() (memory, disk bool)) *rejection {
+	if pod.Spec.Priority != nil && *pod.Spec.Priority >= criticalSystem {
+		return nil
+	}
+	memory, disk := pressure()
+	refuse := func(condition corev1.NodeConditionType) *rejection {
+		return &rejection{reasonEvicted, fmt.Sprintf("The node had condition: [%s]. ", condition)}
+	}
+	taint := corev1.Taint{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}
+	switch {
+	case disk:
+		return refuse(corev1.NodeDiskPressure)
+	case memory && pod.Status.QOSClass == corev1.PodQOSBestEffort && !tolerates(pod, &taint):
+		return refuse(corev1.NodeMemoryPressure)
+	}
+	return nil
+}
+
+func tolerates(pod *corev1.Pod, taint *corev1.Taint) bool {
+	return slices.ContainsFunc(pod.Spec.Tolerations, func(t corev1.Toleration) bool {
+		return (t.Effect == "" || t.Effect == taint.Effect) && (t.Key == taint.Key && (t.Operator == corev1.TolerationOpExists || t.Value == taint.Value) ||
+			t.Key == "" && t.Operator == corev1.TolerationOpExists)
+	})
 }
 
 // release stops counting a pod.

@@ -16,6 +16,10 @@ func (f facts) setConditions(s *corev1.PodStatus) {
 	f.set(s, f.ready(s, containersReady))
 	f.set(s, containersReady)
 	f.set(s, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue})
+	if f.evicted != "" {
+		f.set(s, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
+			Reason: corev1.PodReasonTerminationByKubelet, Message: f.evicted})
+	}
 }
 
 func (f facts) set(s *corev1.PodStatus, c corev1.PodCondition) {

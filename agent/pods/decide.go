@@ -33,6 +33,8 @@ type facts struct {
 	gone bool
 	// rejected is set when the node does not take the pod.
 	rejected *rejection
+	// evicted is why the node ends the pod, "" if it does not.
+	evicted string
 	// mounted: this process has mounted the volumes; tornDown: it has undone
 	// everything but the ended containers and their logs.
 	mounted, tornDown bool

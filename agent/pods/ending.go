@@ -27,6 +27,9 @@ func (f facts) ends(p *plan) (reason, message string, ending bool) {
 	if f.gone || pod.DeletionTimestamp != nil || isTerminal(pod.Status.Phase) {
 		return "", "", true
 	}
+	if f.evicted != "" {
+		return reasonEvicted, f.evicted, true
+	}
 	if pod.Spec.ActiveDeadlineSeconds == nil || pod.Status.StartTime == nil {
 		return "", "", false
 	}
@@ -111,6 +114,8 @@ func (f facts) othersAlive(alive []container) bool {
 func (f facts) endGrace() time.Duration {
 	seconds := int64(corev1.DefaultTerminationGracePeriodSeconds)
 	switch {
+	case f.evicted != "":
+		seconds = 0
 	case f.pod.DeletionGracePeriodSeconds != nil:
 		seconds = *f.pod.DeletionGracePeriodSeconds
 	case f.gone:

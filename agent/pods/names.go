@@ -41,6 +41,7 @@ const (
 	reasonContainerStatusUnknown = "ContainerStatusUnknown"
 
 	reasonDeadlineExceeded       = "DeadlineExceeded"
+	reasonEvicted                = "Evicted"
 	reasonContainersNotReady     = "ContainersNotReady"
 	reasonContainersNotInit      = "ContainersNotInitialized"
 	reasonReadinessGatesNotReady = "ReadinessGatesNotReady"

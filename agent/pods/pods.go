@@ -98,6 +98,9 @@ type Config struct {
 	CgroupParent string
 	// PodPids limits the processes of each pod; 0 = no limit.
 	PodPids int64
+	// Pressure tells what the node is short of now; nil = of nothing. Pods that
+	// would make it worse are refused.
+	Pressure func() (memory, disk bool)
 	// MaxPods is how many pods the node takes; 0 = what the Node says.
 	MaxPods int
 
@@ -352,6 +355,15 @@ func (m *Manager) Changed(podUID types.UID) {
 func (m *Manager) ObjectsChanged(podUID types.UID) {
 	if w := m.worker(podUID); w != nil {
 		w.retryNow()
+	}
+}
+
+// Evict ends a pod to free what the node is short of: it fails for the reason
+// Evicted, its containers get next to no time. Pods that are ending or not
+// known are left alone.
+func (m *Manager) Evict(podUID types.UID, message string) {
+	if w := m.worker(podUID); w != nil {
+		w.evict(message)
 	}
 }
 

@@ -41,6 +41,8 @@ type worker struct {
 	tornDown bool
 	// limits are what limitPod last gave the pod's cgroup.
 	limits *runtimeapi.LinuxContainerResources
+	// evicted is why the node ends the pod, "" if it does not.
+	evicted string
 	// deleteSent: the API server was told that nothing is left.
 	deleteSent bool
 
@@ -102,6 +104,20 @@ func isOlder(a, b *corev1.Pod) bool {
 	x, errX := strconv.ParseUint(a.ResourceVersion, 10, 64)
 	y, errY := strconv.ParseUint(b.ResourceVersion, 10, 64)
 	return errX == nil && errY == nil && x < y
+}
+
+// evict has the pod end, and reports it once.
+func (w *worker) evict(message string) {
+	w.mu.Lock()
+	pod, isNew := w.pod, w.evicted == "" && !w.gone && w.pod.DeletionTimestamp == nil && !isTerminal(w.pod.Status.Phase)
+	if isNew {
+		w.evicted = message
+	}
+	w.mu.Unlock()
+	if isNew {
+		w.warn(pod, nil, reasonEvicted, message)
+		w.wakeUp()
+	}
 }
 
 func (w *worker) setGone() {
@@ -210,7 +226,7 @@ func (w *worker) read(ctx context.Context) (facts, error) {
 	}
 	f := facts{
 		now: time.Now(), pod: w.pod, gone: w.gone, observed: w.observed,
-		mounted: w.mounted, tornDown: w.tornDown, rejected: w.rejected, limits: w.limits,
+		mounted: w.mounted, tornDown: w.tornDown, rejected: w.rejected, evicted: w.evicted, limits: w.limits,
 		busy: map[string]bool{}, failures: map[string]failure{}, restart: map[string]bool{},
 		probe: w.m.cfg.Prober.Result,
 	}

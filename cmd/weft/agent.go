@@ -44,6 +44,7 @@ func agentCommand() *cobra.Command {
 	flags.StringToStringVar(&c.Labels, "node-label", nil, "labels to register the node with")
 	flags.Int32Var(&c.MaxPods, "max-pods", c.MaxPods, "most pods on this node")
 	flags.StringToStringVar(&c.Capacity, "capacity", nil, "what the node claims of the machine, where that is not all: cpu=2,memory=4Gi,ephemeral-storage=20Gi")
+	flags.StringToStringVar(&c.EvictionHard, "eviction-hard", nil, "what must remain available, else pods are evicted (default memory.available=100Mi,nodefs.available=10%,nodefs.inodesFree=5%,pid.available=5%)")
 	flags.Int64Var(&c.PodPIDs, "pod-pids", 0, "most processes of each pod; 0 is no limit")
 	cmd.MarkFlagRequired("node-ip")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
