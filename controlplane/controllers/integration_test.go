@@ -62,9 +62,12 @@ func TestOnARealControlPlane(t *testing.T) {
 	t.Run("a ReplicationController keeps its pods", w.replication)
 	t.Run("a DaemonSet is on every node, rolls out and back", w.daemons)
 	t.Run("a StatefulSet keeps its members and their claims", w.members)
+	t.Run("Jobs count their pods", w.jobs)
 	t.Run("a Service publishes ready pods", w.endpoints)
 	t.Run("nodes may read what an Ingress names", w.ingress)
 	t.Run("a quota is reported", w.quota)
+	t.Run("a claim gets a volume, and only its node ends it", w.localVolume)
+	t.Run("a Service gets an address of a pool", w.loadBalancer)
 }
 
 // runIsolated runs the test in a process with a network namespace of its own.
