@@ -76,11 +76,7 @@ func New(env reconcile.Env) (*Controller, error) {
 				c.Add(reconcile.KeyOf(change.After))
 			}
 		}),
-		c.Watch(volumes.Informer(), func(change reconcile.Change) {
-			if change.After != nil && isOurs(change.After.(*corev1.PersistentVolume)) {
-				c.Add(reconcile.KeyOf(change.After))
-			}
-		}),
+		c.Watch(volumes.Informer(), c.volumeChanged),
 		c.Watch(classes.Informer(), func(change reconcile.Change) {
 			if change.After != nil {
 				c.addClaims(func(claim *corev1.PersistentVolumeClaim) bool { return className(claim) == change.After.GetName() })
@@ -88,6 +84,20 @@ func New(env reconcile.Env) (*Controller, error) {
 		}),
 		c.Watch(nodes.Informer(), c.nodeChanged),
 	)
+}
+
+// volumeChanged queues a volume of ours, or the claim of one that is gone: it
+// may have no other.
+func (c *Controller) volumeChanged(change reconcile.Change) {
+	if change.After != nil {
+		if isOurs(change.After.(*corev1.PersistentVolume)) {
+			c.Add(reconcile.KeyOf(change.After))
+		}
+		return
+	}
+	if gone := change.Before.(*corev1.PersistentVolume); isOurs(gone) && gone.Spec.ClaimRef != nil {
+		c.Add(types.NamespacedName{Namespace: gone.Spec.ClaimRef.Namespace, Name: gone.Spec.ClaimRef.Name})
+	}
 }
 
 // nodeChanged queues what waits for a node to be able to have volumes, or to

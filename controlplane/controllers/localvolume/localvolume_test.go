@@ -181,3 +181,22 @@ func TestThePolicyMayChangeWhileAVolumeIsInUse(t *testing.T) {
 		}
 	})
 }
+
+func TestAClaimGetsAnotherVolumeWhenItsFirstIsDeletedUnbound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t)
+		c.create(claim())
+		first := c.volume().UID
+		if err := c.Client.CoreV1().PersistentVolumes().Delete(t.Context(), "pvc-u1", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		c.Pass(time.Second)
+		pv := c.volume()
+		pv.Finalizers = nil // the node reports that the data is gone
+		testcluster.Must[*corev1.PersistentVolume](t)(c.Client.CoreV1().PersistentVolumes().Update(t.Context(), pv, metav1.UpdateOptions{}))
+		c.Pass(time.Second)
+		if second := c.volume().UID; second == first {
+			t.Error("it is the same volume")
+		}
+	})
+}
