@@ -221,6 +221,7 @@ func TestBurstDuringASlowRunIsFoldedIntoOne(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if got, want := fmt.Sprint(began), "[0s 100ms]"; got != want {
 			t.Errorf("it ran at %s, want %s", got, want)
 		}
