@@ -94,8 +94,8 @@ func retaining(set *appsv1.StatefulSet, whenDeleted, whenScaled string) *appsv1.
 }
 
 // newTestPod reads "ordinal state revision", such as "0 ready" or "3 pending
-// old". States are pending, running, ready (for ten seconds), failed,
-// succeeded and ending; the revision is "new" unless it is given.
+// old". States are pending, running, ready (for ten seconds), stopped (ready,
+// but its phase is not Running), failed, succeeded and ending; the revision is "new" unless it is given.
 func newTestPod(set *appsv1.StatefulSet, description string) *corev1.Pod {
 	words := append(strings.Fields(description), "new")
 	name := set.Name + "-" + words[0]
@@ -111,12 +111,15 @@ func newTestPod(set *appsv1.StatefulSet, description string) *corev1.Pod {
 	case "pending":
 		pod.Status.Phase = corev1.PodPending
 	case "running":
-	case "ready", "ending":
+	case "ready", "ending", "stopped":
 		pod.Status.Conditions = []corev1.PodCondition{{
 			Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(now.Add(-10 * time.Second)),
 		}}
 		if words[1] == "ending" {
 			pod.DeletionTimestamp = &metav1.Time{Time: now}
+		}
+		if words[1] == "stopped" {
+			pod.Status.Phase = corev1.PodUnknown
 		}
 	case "failed":
 		pod.Status.Phase = corev1.PodFailed
@@ -216,6 +219,8 @@ func TestDecide(t *testing.T) {
 		{"a rollout starts at the top", web(3), "0 ready old, 1 ready old, 2 ready old", "", "-web-2"},
 		{"the replaced pod comes from the new revision", web(3), "0 ready old, 1 ready old", "", "+web-2 new"},
 		{"the next waits until it is available", web(3), "0 ready old, 1 ready old, 2 running", "", nothing},
+		{"a pod that ends is not available, though it is ready", web(3), "0 ready old, 1 ready old, 2 ending", "", nothing},
+		{"nor is one that does not run any more, whatever its condition says", web(2), "0 ready old, 1 stopped", "", nothing},
 		{"then it follows", web(3), "0 ready old, 1 ready old, 2 ready", "", "-web-1"},
 		{"a broken pod of an old revision stops everything, as documented", web(2), "0 ready old, 1 running old", "", nothing},
 		{"two at once", unavailable(web(4), "2"), "0 ready old, 1 ready old, 2 ready old, 3 ready old", "", "-web-3 -web-2"},
@@ -234,6 +239,7 @@ func TestDecide(t *testing.T) {
 		{"in parallel making and ending go together", parallel(web(2)), "0 ready, 5 ready", "", "+web-1 new -web-5"},
 		{"in parallel a failed pod does not hold up others", parallel(web(2)), "0 failed", "", "+web-1 new -web-0"},
 		{"a parallel rollout keeps the default of one", parallel(web(3)), "0 ready old, 1 ready old, 2 ready old", "", "-web-2"},
+		{"a parallel rollout waits for a pod that ends", parallel(web(3)), "0 ready old, 1 ready old, 2 ending", "", nothing},
 		{"a parallel rollout waits for the new pod", parallel(web(3)), "0 ready old, 1 ready old, 2 running", "", nothing},
 		{"a pod that ends counts as unavailable", unavailable(parallel(web(3)), "2"), "0 ready old, 1 ready old, 2 ending old", "", "-web-1"},
 		{"so does one that is missing", unavailable(parallel(web(3)), "2"), "0 ready old, 1 ready old", "", "+web-2 new -web-1"},

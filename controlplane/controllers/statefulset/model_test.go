@@ -109,12 +109,12 @@ func (m *model) change(name string, edit func(*corev1.Pod)) {
 func (m *model) check(s *step, p plan) {
 	down := 0
 	for _, pod := range s.replicas {
-		if pod == nil || !s.isAvailable(pod) {
+		if !m.isUp(pod) {
 			down++
 		}
 	}
 	allUpBelow := func(ordinal int) bool {
-		return !slices.ContainsFunc(s.replicas[:ordinal-start(s.set)], func(pod *corev1.Pod) bool { return pod == nil || !s.isAvailable(pod) })
+		return !slices.ContainsFunc(s.replicas[:ordinal-start(s.set)], func(pod *corev1.Pod) bool { return !m.isUp(pod) })
 	}
 	for _, c := range p.Create {
 		if c.pod == nil {
@@ -155,12 +155,21 @@ func (m *model) check(s *step, p plan) {
 		case reconcile.IsFinished(pod):
 		case revisionOf(pod) == s.update.name || ordinalOf(pod) < start(s.set)+partition(s.set):
 			m.fatal("%s is deleted for no reason", pod.Name)
-		case s.isAvailable(pod):
+		case m.isUp(pod):
 			if down++; down > maxUnavailable(s.set) {
 				m.fatal("%d pods would be down", down)
 			}
 		}
 	}
+}
+
+// isUp reports whether users can count on the pod.
+func (m *model) isUp(pod *corev1.Pod) bool {
+	if pod == nil || !isUp(pod) {
+		return false
+	}
+	since, _ := reconcile.ReadySince(pod)
+	return m.clock.Sub(since) >= time.Duration(m.set.Spec.MinReadySeconds)*time.Second
 }
 
 // takesClaimAlong reports whether the garbage collector will delete the pod's

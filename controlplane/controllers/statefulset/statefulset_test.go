@@ -287,6 +287,22 @@ func TestRevisionHistoryLimit(t *testing.T) {
 	})
 }
 
+func TestRevisionBelowAPartitionIsKeptBeyondTheLimit(t *testing.T) {
+	inWorld(t, func(w world) {
+		set := partitioned(web(1), 1)
+		set.Spec.RevisionHistoryLimit = new(int32)
+		w.create(set)
+		w.Pass(10 * time.Second)
+		w.setImage("v2")
+		w.Pass(time.Minute)
+		for range 3 {
+			w.deletePod("web-0")
+			w.Pass(time.Minute)
+			w.expect("pods", w.pods(), "web-0=v1")
+		}
+	})
+}
+
 func TestHashCollisionIsCountedAndAvoided(t *testing.T) {
 	inWorld(t, func(w world) {
 		w.create(web(1))
@@ -304,26 +320,6 @@ func TestHashCollisionIsCountedAndAvoided(t *testing.T) {
 		set := w.get()
 		if *set.Status.CollisionCount != 1 || set.Status.CurrentRevision == taken || w.status() != "1/1/1/1/1" {
 			t.Errorf("status %+v", set.Status)
-		}
-	})
-}
-
-func TestRandomFailuresAreOvercome(t *testing.T) {
-	inWorld(t, func(w world) {
-		calls := 0
-		w.Refuse(func(a kubetesting.Action) error {
-			if calls++; a.GetResource().Resource != "events" && calls%3 == 0 {
-				return errors.New("lost")
-			}
-			return nil
-		})
-		w.create(withClaims(parallel(web(10)), "data", "logs"))
-		w.Pass(10 * time.Minute)
-		w.Refuse(nil)
-		w.setImage("v2")
-		w.Pass(10 * time.Minute)
-		if w.status() != "10/10/10/10/10" || strings.Count(w.pods(), "v2") != 10 || strings.Count(w.claims(), "web") != 20 {
-			t.Errorf("status %s, pods %s, claims %s", w.status(), w.pods(), w.claims())
 		}
 	})
 }
