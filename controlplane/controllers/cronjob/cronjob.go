@@ -5,11 +5,14 @@
 //	   last start   missed    missed    due       the next is the wake-up
 //
 // Of the runs since the last start only the latest is started, unless its
-// deadline has passed or the concurrency policy forbids it. A run's Job has a name that
-// follows from the run's time, so however often a start is repeated (after a crash, from a stale
-// cache) there is one Job. Time zones and their changes of clocks are those
-// of the cron library, as upstream. If the machine's clock is set back, nothing runs until
-// it has reached the last start again; if it is set forward, the runs in between were missed.
+// deadline has passed or the concurrency policy forbids it. A run's Job has a
+// name that follows from the run's time, so however often a start is repeated,
+// after a crash or from a stale cache, there is one Job.
+//
+// A run is a moment at which a clock on a wall in the CronJob's time zone shows
+// the scheduled time: none if that is left out in spring, two if it is repeated
+// in autumn. If the machine's clock is set back, nothing runs until it has
+// reached the last start again; if it is set forward, what lies between was missed.
 package cronjob
 
 import (

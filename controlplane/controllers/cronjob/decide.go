@@ -61,8 +61,8 @@ func (p *plan) tell(eventType, reason, format string, args ...any) {
 }
 
 // decide compares a CronJob with the Jobs it controls. All that its status
-// calls active and that exist must be among jobs. Runs before notBefore are of no interest.
-// The location of now is that of schedules without a time zone.
+// calls active and that exist must be among jobs. Runs before notBefore are of
+// no interest. The location of now is that of schedules without a time zone.
 func decide(cj *batchv1.CronJob, jobs []*batchv1.Job, notBefore, now time.Time) plan {
 	p := plan{Status: *cj.Status.DeepCopy()}
 	p.observe(cj, jobs)
@@ -267,8 +267,8 @@ func (p *plan) start(cj *batchv1.CronJob, jobs []*batchv1.Job, all runs, zone *t
 }
 
 // base returns the moment after which runs count: the last one that was
-// started, else the creation of the CronJob; and not what a schedule would have meant before
-// it was written.
+// started, else the creation of the CronJob; and not what a schedule would have
+// meant before it was written.
 func base(created time.Time, last *metav1.Time, notBefore time.Time) time.Time {
 	after := created
 	if last != nil {

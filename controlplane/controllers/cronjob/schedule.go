@@ -34,15 +34,15 @@ func parse(spec *batchv1.CronJobSpec, local *time.Location) (schedule cron.Sched
 }
 
 // wallClock runs whenever a clock on a wall in zone shows what the fields ask
-// for: not at a time that is left out in spring, twice at one that is repeated in autumn.
+// for.
 type wallClock struct {
 	fields cron.SpecSchedule
 	zone   *time.Location
 }
 
-// Next returns the first run after t. The library finds it as long as no
-// clock is changed on the way; its own steps over changes lose runs where they are of
-// half an hour, or find others depending on t.
+// Next returns the first run after t. The library finds it as long as no clock
+// is changed on the way. Its own steps over changes lose runs where a change is
+// of half an hour, or find others depending on t.
 func (w wallClock) Next(t time.Time) time.Time {
 	for {
 		first := t.Add(time.Second) // that can be a run

@@ -160,7 +160,8 @@ func (c *Controller) withoutService(ctx context.Context, key types.NamespacedNam
 }
 
 // decide returns the Endpoints to write, nil if current is right. current is
-// nil if there are none. trigger is when the change began that led here, zero if unknown.
+// nil if there are none. trigger is when the change began that led here, zero
+// if unknown.
 func decide(service *corev1.Service, pods []*corev1.Pod, current *corev1.Endpoints, trigger time.Time) *corev1.Endpoints {
 	want := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: service.Namespace, Name: service.Name}}
 	if current != nil {

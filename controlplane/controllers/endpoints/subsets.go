@@ -16,10 +16,10 @@ import (
 	utilnet "k8s.io/utils/net"
 )
 
-// Canonical says the same as subsets in the one form that the API documents: every
-// port is in exactly one subset, ports with the same addresses share one, and
-// all is in order. An address that is ready in one place and not in another is
-// not ready. The result shares no list with subsets.
+// Canonical says the same as subsets in one form only: every port is in exactly
+// one subset, ports with the same addresses share one, and all is in order. An
+// address that is called both ready and not, on one port, is not ready. The
+// result shares no list with subsets.
 func Canonical(subsets []corev1.EndpointSubset) []corev1.EndpointSubset {
 	byPort := map[port]backends{}
 	for _, subset := range subsets {

@@ -47,7 +47,8 @@ func isMirrored(e *corev1.Endpoints, service *corev1.Service) bool {
 }
 
 // decide compares the Endpoints of a Service with their slices, which are all
-// that this controller made for the Service. Endpoints and Service are nil if there are none.
+// that this controller made for the Service. Endpoints and Service are nil if
+// there are none.
 func decide(e *corev1.Endpoints, service *corev1.Service, have []*discoveryv1.EndpointSlice) plan {
 	var p plan
 	have = slices.SortedFunc(slices.Values(have), func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
