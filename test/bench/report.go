@@ -68,9 +68,8 @@ func cpu(l Load) float64       { return l.CPU }
 // Print shows the results as tables.
 func (r *Results) Print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s\n%d rounds of %s, interleaved; medians (smallest to largest)\n", r.Machine, r.Rounds, r.Duration)
-	if r.Services > 0 {
-		fmt.Fprintf(w, "with %d idle Services\n", r.Services)
-	}
+	fmt.Fprintf(w, "%d idle Services; rules of kube-proxy on a client's node: %d lines of iptables, %d of nftables\n",
+		r.Services, r.Rules["iptables"], r.Rules["nftables"])
 	for _, test := range tests {
 		for _, distance := range distances {
 			printNetwork(w, test, distance, r.Network)
