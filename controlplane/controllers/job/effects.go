@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -179,45 +178,3 @@ func (c *Controller) tell(job *batchv1.Job, status batchv1.JobStatus) {
 }
 
 func differs(a, b batchv1.JobStatus) bool { return !equality.Semantic.DeepEqual(a, b) }
-
-// statusPeriod is how often a status is written of which only numbers change.
-const statusPeriod = time.Second
-
-// memory is what the controller knows of a Job that the API does not hold.
-// To lose it costs time, not correctness.
-type memory struct {
-	uid      types.UID
-	backoff  backoff
-	reported time.Time // when the status was written last
-}
-
-// memories holds the memory of each Job.
-type memories struct {
-	mu    sync.Mutex
-	byKey map[types.NamespacedName]memory
-}
-
-// of returns an empty memory for a Job that replaced another of its name.
-func (m *memories) of(key types.NamespacedName, uid types.UID) memory {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if known := m.byKey[key]; known.uid == uid {
-		return known
-	}
-	return memory{uid: uid}
-}
-
-func (m *memories) keep(key types.NamespacedName, known memory) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.byKey == nil {
-		m.byKey = map[types.NamespacedName]memory{}
-	}
-	m.byKey[key] = known
-}
-
-func (m *memories) forget(key types.NamespacedName) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.byKey, key)
-}

@@ -52,7 +52,7 @@ func TestFailedPodsAreReplacedEachTimeLater(t *testing.T) {
 		var starts []time.Duration
 		begin := time.Now()
 		for range 120 {
-			if w.Pass(time.Second); len(w.made) > len(starts) {
+			if w.Pass(time.Second); len(w.made.list()) > len(starts) {
 				starts = append(starts, time.Since(begin).Truncate(time.Second))
 			}
 		}

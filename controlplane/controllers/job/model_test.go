@@ -312,7 +312,8 @@ func mayDiscard(job *batchv1.Job, pod *corev1.Pod, patch string) bool {
 func (c *chaos) checkCounts(job *batchv1.Job) {
 	succeeded, failed := 0, 0
 	done := map[int]bool{}
-	for _, pod := range c.made {
+	made := c.made.list()
+	for _, pod := range made {
 		switch {
 		case c.discarded.Has(pod.UID):
 		case pod.Status.Phase == corev1.PodSucceeded:
@@ -330,7 +331,7 @@ func (c *chaos) checkCounts(job *batchv1.Job) {
 	}
 	if int(job.Status.Succeeded) != succeeded || int(job.Status.Failed) != failed {
 		c.t.Errorf("%d pods succeeded and %d failed of %d, %d of them discarded, but the status says: %s",
-			succeeded, failed, len(c.made), c.discarded.Len(), describe(job.Status))
+			succeeded, failed, len(made), c.discarded.Len(), describe(job.Status))
 	}
 	if isTrue(job.Status.Conditions, batchv1.JobComplete) && job.Spec.Completions != nil && succeeded < int(*job.Spec.Completions) {
 		c.t.Errorf("complete with %d of %d", succeeded, *job.Spec.Completions)

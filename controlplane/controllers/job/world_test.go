@@ -2,8 +2,10 @@ package job
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +13,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	kubetesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 
@@ -27,8 +30,28 @@ type world struct {
 	script func(pod *corev1.Pod) (code int32, after time.Duration)
 	// grace is how long a pod that is asked to end goes on.
 	grace time.Duration
-	// made has every pod that was ever created, in its latest state.
-	made map[string]*corev1.Pod
+	made  history
+}
+
+// history has every pod that was ever created, in its latest state.
+type history struct {
+	mu   sync.Mutex
+	pods map[types.UID]*corev1.Pod
+}
+
+func (h *history) add(pod *corev1.Pod) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.pods == nil {
+		h.pods = map[types.UID]*corev1.Pod{}
+	}
+	h.pods[pod.UID] = pod
+}
+
+func (h *history) list() []*corev1.Pod {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Values(h.pods))
 }
 
 func forever(*corev1.Pod) (int32, time.Duration) { return 0, -1 }
@@ -38,23 +61,23 @@ func succeeds(*corev1.Pod) (int32, time.Duration) { return 0, 5 * time.Second }
 func fails(*corev1.Pod) (int32, time.Duration) { return 1, 5 * time.Second }
 
 func newWorld(t *testing.T, script func(*corev1.Pod) (int32, time.Duration)) *world {
-	w := &world{Cluster: testcluster.New(t), t: t, script: script, grace: 3 * time.Second, made: map[string]*corev1.Pod{}}
+	w := &world{Cluster: testcluster.New(t), t: t, script: script, grace: 3 * time.Second}
 	_, err := w.Informers.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
 			pod := obj.(*corev1.Pod)
-			w.made[pod.Name] = pod
+			w.made.add(pod)
 			go w.run(pod)
 		},
 		UpdateFunc: func(before, after any) {
 			pod := after.(*corev1.Pod)
-			w.made[pod.Name] = pod
+			w.made.add(pod)
 			if before.(*corev1.Pod).DeletionTimestamp == nil && pod.DeletionTimestamp != nil {
 				go w.stop(pod)
 			}
 		},
 		DeleteFunc: func(obj any) {
 			if pod, ok := obj.(*corev1.Pod); ok {
-				w.made[pod.Name] = pod
+				w.made.add(pod)
 			}
 		},
 	})
