@@ -106,6 +106,12 @@ func BusyboxArchive(t *testing.T, ref string) io.Reader {
 	return dockerArchive(t, ref, busyboxImage(t, "sh"))
 }
 
+// BusyboxImage is an image of busybox that runs a command, for registries.
+func BusyboxImage(t *testing.T, command ...string) v1.Image {
+	t.Helper()
+	return busyboxImage(t, command...)
+}
+
 func binDir(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("WEFT_BIN")
