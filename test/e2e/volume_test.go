@@ -191,3 +191,20 @@ spec:
 		return errors.Join(isGone(path0), isGone(path1))
 	})
 }
+
+func TestVolumesAreMadeAndDeletedAcrossKills(t *testing.T) {
+	ns := namespace(t)
+	apply(t, ns, keeper(""))
+	killProgram(t, "node-1", "server")
+	eventually(t, time.Minute, "the API server is back", func() error { return kubectl("get", "--raw", "/readyz").run() })
+	eventually(t, 2*time.Minute, "the pod has its volume", func() error {
+		return kubectl("-n", ns, "exec", "deploy/keeper", "--", "sh", "-c", "for i in $(seq 2000); do echo x > /data/$i; done").run()
+	})
+	_, path := volumePath(t, ns, "data")
+	node := strings.Split(strings.TrimPrefix(path, "/var/lib/weft/"+name+"/nodes/"), "/")[0]
+	kubectl("-n", ns, "delete", "deploy/keeper", "pvc/data", "--wait=false").must(t)
+	for range 3 {
+		killProgram(t, node, "agent")
+	}
+	eventually(t, time.Minute, "the data is gone", func() error { return isGone(path) })
+}
