@@ -45,16 +45,13 @@ func newClaim(set *appsv1.StatefulSet, template *corev1.PersistentVolumeClaim, o
 
 // create plans the pod with this ordinal and those of its claims that are
 // missing. A claim that is about to go has to be gone first.
-func (s *step) create(ordinal int) {
+func (s *step) create(w *work, ordinal int) {
 	pod := s.newPod(ordinal)
 	_, whenScaled := retention(s.set)
-	c := creation{podName: pod.Name, pod: pod}
-	for i := range s.set.Spec.VolumeClaimTemplates {
-		template := &s.set.Spec.VolumeClaimTemplates[i]
+	for _, template := range s.set.Spec.VolumeClaimTemplates {
 		claim := s.claims[claimName(s.set, template.Name, ordinal)]
 		switch {
 		case claim == nil:
-			c.claims = append(c.claims, newClaim(s.set, template, ordinal))
 		case whenScaled && belongedTo(claim, pod):
 			return // the garbage collector is going to delete it with the former pod
 		case claim.DeletionTimestamp != nil:
@@ -62,30 +59,27 @@ func (s *step) create(ordinal int) {
 			return
 		}
 	}
-	s.ownClaims(pod)
-	s.plan.Create = append(s.plan.Create, c)
+	w.claims, w.create, w.own = s.missingClaims(ordinal), pod, s.ownClaims(pod)
 }
 
-// restoreClaims plans the missing claims of a pod that exists: without them a
-// pending pod can never be scheduled.
-func (s *step) restoreClaims(pod *corev1.Pod) {
-	c := creation{podName: pod.Name}
+// missingClaims returns the claims that are to be made for a pod, be it new or
+// pending: without them it can never be scheduled.
+func (s *step) missingClaims(ordinal int) []*corev1.PersistentVolumeClaim {
+	var missing []*corev1.PersistentVolumeClaim
 	for i := range s.set.Spec.VolumeClaimTemplates {
 		template := &s.set.Spec.VolumeClaimTemplates[i]
-		if s.claims[claimName(s.set, template.Name, ordinalOf(pod))] == nil {
-			c.claims = append(c.claims, newClaim(s.set, template, ordinalOf(pod)))
+		if s.claims[claimName(s.set, template.Name, ordinal)] == nil {
+			missing = append(missing, newClaim(s.set, template, ordinal))
 		}
 	}
-	if len(c.claims) > 0 {
-		s.plan.Create = append(s.plan.Create, c)
-	}
+	return missing
 }
 
-// ownClaims plans the owners that the pod's claims should have.
-func (s *step) ownClaims(pod *corev1.Pod) {
-	ordinal := ordinalOf(pod)
-	for i := range s.set.Spec.VolumeClaimTemplates {
-		claim := s.claims[claimName(s.set, s.set.Spec.VolumeClaimTemplates[i].Name, ordinal)]
+// ownClaims returns changed copies of those of the pod's claims that should have other owners.
+func (s *step) ownClaims(pod *corev1.Pod) []*corev1.PersistentVolumeClaim {
+	var changed []*corev1.PersistentVolumeClaim
+	for _, template := range s.set.Spec.VolumeClaimTemplates {
+		claim := s.claims[claimName(s.set, template.Name, ordinalOf(pod))]
 		if claim == nil {
 			continue
 		}
@@ -97,9 +91,10 @@ func (s *step) ownClaims(pod *corev1.Pod) {
 		if changes {
 			updated := *claim
 			updated.OwnerReferences = refs
-			s.plan.UpdateClaims = append(s.plan.UpdateClaims, &updated)
+			changed = append(changed, &updated)
 		}
 	}
+	return changed
 }
 
 // retention is when the set's claims are deleted: never, unless it says so.

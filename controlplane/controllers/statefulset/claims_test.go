@@ -188,7 +188,11 @@ func TestRepair(t *testing.T) {
 			if got := p.String(); got != c.want {
 				t.Fatalf("got %q, want %q", got, c.want)
 			}
-			for _, pod := range p.Repair {
+			for _, w := range p.Replicas {
+				pod := w.repair
+				if pod == nil {
+					continue
+				}
 				if pod.Labels[appsv1.StatefulSetPodNameLabel] != "web-0" || pod.Labels[appsv1.PodIndexLabel] != "0" || len(pod.Spec.Volumes) != len(whole.Spec.Volumes) {
 					t.Errorf("repaired to %+v", pod)
 				}

@@ -12,17 +12,16 @@ import (
 	"weft.dev/weft/controlplane/reconcile"
 )
 
-// plan is what one step does, in this order.
+// plan is what one step does, in this order. What fails for one pod holds up
+// those that come later.
 type plan struct {
 	// Warnings are events about what cannot be done.
 	Warnings []warning
-	// UpdateClaims holds changed copies, with the owners that the retention policy asks for.
-	UpdateClaims []*corev1.PersistentVolumeClaim
-	// Repair holds changed copies of pods that lack part of their identity.
-	Repair []*corev1.Pod
-	// Create holds pods with their claims, lowest ordinal first.
-	Create []creation
-	// Delete holds pods, highest ordinal first among those of one kind.
+	// Replicas holds the work on pods that the set should have, lowest ordinal first.
+	Replicas []work
+	// Condemned holds the work on the others, before one of them is deleted.
+	Condemned []work
+	// Delete holds pods that are condemned, or replaced by a rollout.
 	Delete []*corev1.Pod
 	// Status holds the counts as they are before the step.
 	Status appsv1.StatefulSetStatus
@@ -30,12 +29,24 @@ type plan struct {
 	Again time.Duration
 }
 
-// creation is a pod to make when its claims have been made.
-type creation struct {
+// work is what is done for one pod, in this order; mostly nothing.
+type work struct {
 	podName string
-	claims  []*corev1.PersistentVolumeClaim
-	// pod is nil if it exists already and waits for claims that got lost.
-	pod *corev1.Pod
+	// claims are to be made.
+	claims []*corev1.PersistentVolumeClaim
+	// create is the pod, if there is none.
+	create *corev1.Pod
+	// own holds changed copies of claims, with the owners that the retention policy asks for.
+	own []*corev1.PersistentVolumeClaim
+	// repair is a changed copy of a pod that lacks part of its identity.
+	repair *corev1.Pod
+	// delete is the pod, if it has finished and has to be made again.
+	delete *corev1.Pod
+}
+
+// isAny reports whether there is anything to do.
+func (w work) isAny() bool {
+	return len(w.claims) > 0 || w.create != nil || len(w.own) > 0 || w.repair != nil || w.delete != nil
 }
 
 // warning is an event of type Warning.
@@ -111,9 +122,7 @@ func (s *step) oneByOne() {
 		}
 	}
 	if len(s.condemned) > 0 {
-		for _, pod := range s.condemned {
-			s.ownClaims(pod)
-		}
+		s.prepareCondemned()
 		s.condemnHighest()
 		return
 	}
@@ -125,8 +134,8 @@ func (s *step) allAtOnce() {
 	for i := range s.replicas {
 		s.keep(i)
 	}
+	s.prepareCondemned()
 	for _, pod := range s.condemned {
-		s.ownClaims(pod)
 		s.delete(pod)
 	}
 	s.roll()
@@ -136,28 +145,39 @@ func (s *step) allAtOnce() {
 // reports whether pods above may be touched if they are taken one by one.
 func (s *step) keep(i int) bool {
 	pod := s.replicas[i]
+	w := work{podName: podName(s.set, start(s.set)+i)}
+	defer func() { s.plan.Replicas = append(s.plan.Replicas, w) }()
 	switch {
 	case pod == nil:
-		s.create(start(s.set) + i)
+		s.create(&w, start(s.set)+i)
 		return false
 	case reconcile.IsFinished(pod):
 		// Failed, evicted, or ended with its node: whatever the exit code, it
 		// has to run again, and the name is free when the old pod is gone.
-		s.delete(pod)
+		if pod.DeletionTimestamp == nil {
+			w.delete = pod
+		}
 		return false
 	}
 	isPending := pod.Status.Phase == corev1.PodPending
 	mayPass := s.isParallel() || s.isAvailable(pod)
 	if isPending {
-		s.restoreClaims(pod)
+		w.claims = s.missingClaims(start(s.set) + i)
 	}
 	if isPending || mayPass {
-		s.ownClaims(pod)
+		w.own = s.ownClaims(pod)
 	}
 	if mayPass {
-		s.repair(pod)
+		w.repair = s.repaired(pod)
 	}
 	return mayPass
+}
+
+// prepareCondemned sees to it that claims which are not retained go with their pods.
+func (s *step) prepareCondemned() {
+	for _, pod := range s.condemned {
+		s.plan.Condemned = append(s.plan.Condemned, work{podName: pod.Name, own: s.ownClaims(pod)})
+	}
 }
 
 // condemnHighest ends the highest condemned pod. It waits until those below

@@ -2,6 +2,7 @@ package statefulset
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,28 +158,42 @@ func isUp(pod *corev1.Pod) bool { return reconcile.IsReady(pod) && pod.DeletionT
 // String reads like "+web-0 new -web-3": what is created and from which
 // revision, and what is deleted. Claims stand before their pod.
 func (p plan) String() string {
-	var words []string
-	for _, claim := range p.UpdateClaims {
-		words = append(words, "own "+claim.Name)
-	}
-	for _, pod := range p.Repair {
-		words = append(words, "repair "+pod.Name)
-	}
-	for _, c := range p.Create {
-		for _, claim := range c.claims {
-			words = append(words, "+"+claim.Name)
+	var own, repair, create, remove []string
+	for _, w := range append(slices.Clone(p.Replicas), p.Condemned...) {
+		for _, claim := range w.own {
+			own = append(own, "own "+claim.Name)
 		}
-		if c.pod != nil {
-			words = append(words, "+"+c.podName+" "+revisionOf(c.pod))
+		if w.repair != nil {
+			repair = append(repair, "repair "+w.podName)
+		}
+		for _, claim := range w.claims {
+			create = append(create, "+"+claim.Name)
+		}
+		if w.create != nil {
+			create = append(create, "+"+w.podName+" "+revisionOf(w.create))
+		}
+		if w.delete != nil {
+			remove = append(remove, "-"+w.podName)
 		}
 	}
 	for _, pod := range p.Delete {
-		words = append(words, "-"+pod.Name)
+		remove = append(remove, "-"+pod.Name)
 	}
 	for _, w := range p.Warnings {
-		words = append(words, w.reason)
+		remove = append(remove, w.reason)
 	}
-	return strings.Join(words, " ")
+	return strings.Join(slices.Concat(own, repair, create, remove), " ")
+}
+
+// deletions are all pods that the plan deletes.
+func (p plan) deletions() []*corev1.Pod {
+	all := slices.Clone(p.Delete)
+	for _, w := range p.Replicas {
+		if w.delete != nil {
+			all = append(all, w.delete)
+		}
+	}
+	return all
 }
 
 func TestDecide(t *testing.T) {

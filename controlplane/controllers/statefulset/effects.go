@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -63,24 +64,47 @@ func (e effects) countCollision(ctx context.Context) error {
 	return e.updateStatus(ctx, status)
 }
 
-// pods carries out what is planned for pods and claims. A kind of work that fails
-// ends the step, since what follows may rely on it.
+// pods carries out what is planned for pods and claims.
 func (e effects) pods(ctx context.Context, plan plan) error {
 	for _, w := range plan.Warnings {
 		e.events.Warning(e.set, w.reason, "%s", w.message)
 	}
-	for _, work := range []struct {
-		n  int
-		do func(ctx context.Context, i int) error
-	}{
-		{len(plan.UpdateClaims), func(ctx context.Context, i int) error { return e.updateClaim(ctx, plan.UpdateClaims[i]) }},
-		{len(plan.Repair), func(ctx context.Context, i int) error { return e.repair(ctx, plan.Repair[i]) }},
-		{len(plan.Create), func(ctx context.Context, i int) error { return e.create(ctx, plan.Create[i]) }},
-		{len(plan.Delete), func(ctx context.Context, i int) error { return e.delete(ctx, plan.Delete[i]) }},
-	} {
-		if _, err := reconcile.SlowStart(ctx, work.n, work.do); err != nil {
+	for _, works := range [][]work{plan.Replicas, plan.Condemned} {
+		if !slices.ContainsFunc(works, work.isAny) {
+			continue
+		}
+		if _, err := reconcile.SlowStart(ctx, len(works), func(ctx context.Context, i int) error { return e.work(ctx, works[i]) }); err != nil {
 			return err
 		}
+	}
+	_, err := reconcile.SlowStart(ctx, len(plan.Delete), func(ctx context.Context, i int) error { return e.delete(ctx, plan.Delete[i]) })
+	return err
+}
+
+// work does what is planned for one pod.
+func (e effects) work(ctx context.Context, w work) error {
+	for _, claim := range w.claims {
+		if err := e.createClaim(ctx, w.podName, claim); err != nil {
+			return err
+		}
+	}
+	if w.create != nil {
+		if err := e.create(ctx, w.create); err != nil {
+			return err
+		}
+	}
+	for _, claim := range w.own {
+		if err := e.updateClaim(ctx, claim); err != nil {
+			return err
+		}
+	}
+	if w.repair != nil {
+		if err := e.repair(ctx, w.repair); err != nil {
+			return err
+		}
+	}
+	if w.delete != nil {
+		return e.delete(ctx, w.delete)
 	}
 	return nil
 }
@@ -115,27 +139,18 @@ func (e effects) repair(ctx context.Context, pod *corev1.Pod) error {
 	return fmt.Errorf("update pod %s: %w", pod.Name, err)
 }
 
-// create makes a pod's claims, then the pod.
-func (e effects) create(ctx context.Context, c creation) error {
-	for _, claim := range c.claims {
-		if err := e.createClaim(ctx, c.podName, claim); err != nil {
-			return err
-		}
-	}
-	if c.pod == nil {
-		return nil
-	}
-	created, err := e.client.CoreV1().Pods(c.pod.Namespace).Create(ctx, c.pod, metav1.CreateOptions{})
+func (e effects) create(ctx context.Context, pod *corev1.Pod) error {
+	created, err := e.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
 	switch {
 	case err == nil:
 		e.fence.Wrote(e.key, e.podStore, created.ResourceVersion)
-		e.events.Normal(e.set, reasonCreated, "Create Pod %s in StatefulSet %s successful", c.podName, e.set.Name)
+		e.events.Normal(e.set, reasonCreated, "Create Pod %s in StatefulSet %s successful", pod.Name, e.set.Name)
 		return nil
 	case !apierrors.IsAlreadyExists(err) && !reconcile.IsNamespaceTerminating(err):
-		e.events.Warning(e.set, reasonCreateFailed, "Create Pod %s in StatefulSet %s failed error: %v", c.podName, e.set.Name, err)
+		e.events.Warning(e.set, reasonCreateFailed, "Create Pod %s in StatefulSet %s failed error: %v", pod.Name, e.set.Name, err)
 	}
 	// If somebody else's pod has the name, its end queues the set.
-	return fmt.Errorf("create pod %s: %w", c.podName, err)
+	return fmt.Errorf("create pod %s: %w", pod.Name, err)
 }
 
 func (e effects) createClaim(ctx context.Context, podName string, claim *corev1.PersistentVolumeClaim) error {

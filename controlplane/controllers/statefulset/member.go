@@ -118,18 +118,18 @@ func hasClaimVolumes(set *appsv1.StatefulSet, pod *corev1.Pod) bool {
 	return true
 }
 
-// repair gives an existing pod back what makes it a member, which an adopted
-// one may lack. The API server refuses new volumes on a pod that exists; then
-// the user sees why in an event.
-func (s *step) repair(pod *corev1.Pod) {
+// repaired gives an existing pod back what makes it a member, which an adopted
+// one may lack; nil if nothing is missing. The API server refuses new volumes on
+// a pod that exists; then the user sees why in an event.
+func (s *step) repaired(pod *corev1.Pod) *corev1.Pod {
 	isComplete := pod.Labels[appsv1.StatefulSetPodNameLabel] == pod.Name && hasClaimVolumes(s.set, pod)
 	if isComplete || pod.DeletionTimestamp != nil {
-		return
+		return nil
 	}
 	repaired := *pod
 	setIdentity(&repaired)
 	if !hasClaimVolumes(s.set, pod) {
 		repaired.Spec.Volumes = withClaimVolumes(s.set, pod)
 	}
-	s.plan.Repair = append(s.plan.Repair, &repaired)
+	return &repaired
 }

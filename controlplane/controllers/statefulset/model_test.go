@@ -72,31 +72,40 @@ func (m *model) step(writes int) {
 			do()
 		}
 	}
-	for _, claim := range p.UpdateClaims {
-		write(func() { m.claims[claim.Name] = claim })
+	remove := func(pod *corev1.Pod) {
+		write(func() { m.change(pod.Name, func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: m.clock} }) })
 	}
-	for _, c := range p.Create {
-		for _, claim := range c.claims {
+	for _, w := range append(slices.Clone(p.Replicas), p.Condemned...) {
+		for _, claim := range w.claims {
 			write(func() { m.claims[claim.Name] = claim })
 		}
-		if c.pod != nil {
-			write(func() {
-				m.uids++
-				pod := c.pod.DeepCopy()
-				pod.UID = types.UID(fmt.Sprint(m.uids))
-				pod.Status.Phase = corev1.PodPending
-				m.pods[pod.Name] = pod
-			})
+		if w.create != nil {
+			write(func() { m.start(w.create) })
+		}
+		for _, claim := range w.own {
+			write(func() { m.claims[claim.Name] = claim })
+		}
+		if w.delete != nil {
+			remove(w.delete)
 		}
 	}
 	for _, pod := range p.Delete {
-		write(func() { m.change(pod.Name, func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: m.clock} }) })
+		remove(pod)
 	}
 	write(func() {
 		m.set = m.set.DeepCopy()
 		m.set.Status = p.Status
 	})
 	m.note("step %v", p)
+}
+
+// start is what the API server does with a new pod.
+func (m *model) start(pod *corev1.Pod) {
+	m.uids++
+	pod = pod.DeepCopy()
+	pod.UID = types.UID(fmt.Sprint(m.uids))
+	pod.Status.Phase = corev1.PodPending
+	m.pods[pod.Name] = pod
 }
 
 func (m *model) change(name string, edit func(*corev1.Pod)) {
@@ -116,11 +125,11 @@ func (m *model) check(s *step, p plan) {
 	allUpBelow := func(ordinal int) bool {
 		return !slices.ContainsFunc(s.replicas[:ordinal-start(s.set)], func(pod *corev1.Pod) bool { return !m.isUp(pod) })
 	}
-	for _, c := range p.Create {
-		if c.pod == nil {
+	for _, c := range p.Replicas {
+		if c.create == nil {
 			continue
 		}
-		ordinal := ordinalOf(c.pod)
+		ordinal := ordinalOf(c.create)
 		switch {
 		case m.pods[c.podName] != nil:
 			m.fatal("%s would exist twice", c.podName)
@@ -128,20 +137,20 @@ func (m *model) check(s *step, p plan) {
 			m.fatal("%s is made but not wanted", c.podName)
 		case !s.isParallel() && !allUpBelow(ordinal):
 			m.fatal("%s is made before those below are available", c.podName)
-		case ordinal < start(s.set)+partition(s.set) && revisionOf(c.pod) != s.current.name:
-			m.fatal("%s is below the partition and gets %s", c.podName, revisionOf(c.pod))
+		case ordinal < start(s.set)+partition(s.set) && revisionOf(c.create) != s.current.name:
+			m.fatal("%s is below the partition and gets %s", c.podName, revisionOf(c.create))
 		}
 		planned := map[string]bool{}
 		for _, claim := range c.claims {
 			planned[claim.Name] = true
 		}
-		for _, volume := range c.pod.Spec.Volumes {
+		for _, volume := range c.create.Spec.Volumes {
 			if name := volume.PersistentVolumeClaim.ClaimName; m.claims[name] == nil && !planned[name] {
 				m.fatal("%s is made without %s", c.podName, name)
 			}
 		}
 	}
-	for _, pod := range p.Delete {
+	for _, pod := range p.deletions() {
 		switch {
 		case pod.DeletionTimestamp != nil:
 			m.fatal("%s is deleted twice", pod.Name)
@@ -176,9 +185,9 @@ func (m *model) isUp(pod *corev1.Pod) bool {
 // claim with it.
 func (m *model) takesClaimAlong(pod *corev1.Pod, p plan) bool {
 	claim := m.claims[claimName(m.set, "data", ordinalOf(pod))]
-	for _, updated := range p.UpdateClaims {
-		if claim != nil && updated.Name == claim.Name {
-			claim = updated
+	for _, w := range p.Condemned {
+		if w.podName == pod.Name && len(w.own) > 0 {
+			claim = w.own[0]
 		}
 	}
 	return claim == nil || len(claim.OwnerReferences) == 1 && refersTo(claim.OwnerReferences[0], pod, podKind)
