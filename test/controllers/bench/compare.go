@@ -32,13 +32,14 @@ type side struct {
 	isLimited bool
 }
 
-// sides are all there are.
-var sides = []side{
-	{name: "weft", part: partOurs},
-	{name: "lifted", part: partUpstream, args: []string{"--kube-api-qps=100000", "--kube-api-burst=100000"}},
-	// As it comes: 20 requests per second and controller, bursts of 30.
-	{name: "default", part: partUpstream, isLimited: true},
-}
+var (
+	weft   = side{name: "weft", part: partOurs}
+	lifted = side{name: "lifted", part: partUpstream, args: []string{"--kube-api-qps=100000", "--kube-api-burst=100000"}}
+	// limited is as it comes: 20 requests per second and controller, bursts of 30.
+	limited = side{name: "default", part: partUpstream, isLimited: true}
+
+	sides = []side{weft, lifted, limited}
+)
 
 // chosenSides returns the sides of a comma-separated list of names, in the
 // order of sides.
@@ -110,7 +111,7 @@ var errPatience = errors.New("took too long")
 // measure runs a scenario on one side, and stops it after limit, if that is
 // not zero.
 func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.Duration) (m measurement, err error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, b.timeout, fmt.Errorf("not done after %s", b.timeout))
 	defer cancel()
 	m.Side = side.name
 	title := fmt.Sprintf("%s, %s", s.name, side.name)
@@ -129,25 +130,20 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 	if err != nil {
 		return m, err
 	}
+	if s.prepare != nil {
+		if err := b.prepare(ctx, s, w, dir, kubeconfig, side, server); err != nil {
+			return m, err
+		}
+	}
+	b.progress.step("%s: starting the controllers", title)
 	controllers, err := b.startControllers(dir, kubeconfig, s, side)
 	if err != nil {
 		return m, err
 	}
 	defer controllers.stop()
 	w.alive = func() error { return errors.Join(server.alive(), controllers.alive()) }
-	b.progress.step("%s: preparing", title)
 	if err := w.warm(ctx); err != nil {
 		return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
-	}
-	if s.prepare != nil {
-		// Preparation goes through the same controllers and would take the
-		// limited side as long as the work itself; it is not measured.
-		w.report = func(what string, have, want int) {
-			b.progress.step("%s: preparing: %d of %d %s", title, have, want, what)
-		}
-		if err := s.prepare(ctx, w); err != nil {
-			return m, err
-		}
 	}
 	before, err := observe(ctx, w, server, controllers)
 	if err != nil {
@@ -165,6 +161,27 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 	m.fill(before, after)
 	b.progress.done("%s: %s", title, m)
 	return m, w.fleet.err()
+}
+
+// prepare does what comes before the measured work, with controllers that are
+// not limited, so that the limited side does not take hours for it.
+func (b *runner) prepare(ctx context.Context, s scenario, w *world, dir, kubeconfig string, side side, server *process) error {
+	if side.isLimited {
+		side = lifted
+	}
+	controllers, err := b.startControllers(dir, kubeconfig, s, side)
+	if err != nil {
+		return err
+	}
+	defer controllers.stop()
+	w.alive = func() error { return errors.Join(server.alive(), controllers.alive()) }
+	w.report = func(what string, have, want int) {
+		b.progress.step("%s: preparing: %d of %d %s", s.name, have, want, what)
+	}
+	if err := s.prepare(ctx, w); err != nil {
+		return fmt.Errorf("prepare: %w\n%s", err, controllers.tail())
+	}
+	return nil
 }
 
 // perform does the scenario's work. It returns how far it came if limit has
@@ -292,7 +309,7 @@ func (m measurement) String() string {
 
 // idle measures a whole server that has nothing to do.
 func (b *runner) idle(ctx context.Context, s scenario) (*idleness, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, b.timeout, fmt.Errorf("not done after %s", b.timeout))
 	defer cancel()
 	dir, err := os.MkdirTemp(b.dir, s.name+"-")
 	if err != nil {

@@ -34,8 +34,9 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// inNamespace says to the program that it runs in its own network namespace.
-const inNamespace = "WEFT_BENCH_IN_NETWORK_NAMESPACE"
+// stateDir says to the program that it runs in its own network namespace, and
+// where it may keep its state.
+const stateDir = "WEFT_BENCH_STATE"
 
 type options struct {
 	scale     float64
@@ -43,6 +44,7 @@ type options struct {
 	sides     string
 	patience  float64
 	idle      time.Duration
+	timeout   time.Duration
 	json      string
 	dir       string
 	profile   string
@@ -81,10 +83,10 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if os.Getenv(inNamespace) == "" {
-		return isolate(ctx)
+	if dir := os.Getenv(stateDir); dir != "" {
+		return bench(ctx, o, dir)
 	}
-	return bench(ctx, o)
+	return isolate(ctx, o)
 }
 
 func parse(args []string) (options, error) {
@@ -95,6 +97,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.sides, "sides", "weft,lifted,default", "comma-separated sides to run: Weft, upstream with its client limits lifted, upstream as it is")
 	flags.Float64Var(&o.patience, "patience", 6, "stop waiting for upstream with its default limits after this many times as long as Weft took")
 	flags.DurationVar(&o.idle, "idle", time.Minute, "how long to watch the idle server")
+	flags.DurationVar(&o.timeout, "timeout", 30*time.Minute, "longest time for one scenario on one side")
 	flags.StringVar(&o.json, "json", "", "file for the results as JSON")
 	flags.StringVar(&o.dir, "dir", "/dev/shm", "directory of the store; in memory, so that the disk is not measured")
 	flags.StringVar(&o.profile, "profile", "", "directory for CPU profiles of Weft's controllers")
@@ -123,13 +126,19 @@ func parse(args []string) (options, error) {
 }
 
 // isolate runs the program again in a new network namespace, where every
-// address and port is free.
-func isolate(ctx context.Context) error {
+// address and port is free, and takes its state away when it has ended,
+// however it did.
+func isolate(ctx context.Context, o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root to make a network namespace: try sudo")
 	}
+	dir, err := os.MkdirTemp(o.dir, "weft-bench-")
+	if err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inNamespace+"=1")
+	cmd.Env = append(os.Environ(), stateDir+"="+dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
@@ -137,15 +146,10 @@ func isolate(ctx context.Context) error {
 }
 
 // bench runs the scenarios and prints what came of them.
-func bench(ctx context.Context, o options) error {
+func bench(ctx context.Context, o options, dir string) error {
 	if err := addAddress(); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(o.dir, "weft-bench-")
-	if err != nil {
-		return fmt.Errorf("make directory: %w", err)
-	}
-	defer os.RemoveAll(dir)
 	scenarios, err := chosen(o.scenarios)
 	if err != nil {
 		return err

@@ -239,28 +239,44 @@ func sum[T any](list []T, of func(T) int32) int {
 func (w *world) warm(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	if err := w.deploy(ctx, 1, 1); err != nil {
+	const name = "warm"
+	size := int32(1)
+	deployments := w.client.AppsV1().Deployments(namespace)
+	_, err := deployments.Create(ctx, &appsv1.Deployment{
+		ObjectMeta: object(name),
+		Spec:       appsv1.DeploymentSpec{Replicas: &size, Selector: selector(name), Template: template(name, "v1")},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	err = w.until(ctx, "Deployments complete", 1, func() int {
+		d, err := w.deployments.Deployments(namespace).Get(name)
+		if err == nil && isDeployed(d) {
+			return 1
+		}
+		return 0
+	})
+	if err != nil {
 		return fmt.Errorf("the controllers do not work: %w", err)
 	}
-	return w.clear(ctx)
+	return w.remove(ctx, name)
 }
 
-// clear takes everything away, as the garbage collector would.
-func (w *world) clear(ctx context.Context) error {
-	var all = metav1.ListOptions{}
-	background := metav1.DeleteOptions{}
+// remove takes a Deployment away with its pods, as the garbage collector would.
+func (w *world) remove(ctx context.Context, name string) error {
+	mine := metav1.ListOptions{LabelSelector: "app=" + name}
 	apps := w.client.AppsV1()
-	for _, remove := range []func() error{
-		func() error { return apps.Deployments(namespace).DeleteCollection(ctx, background, all) },
-		func() error { return apps.ReplicaSets(namespace).DeleteCollection(ctx, background, all) },
-		func() error { return w.client.CoreV1().Pods(namespace).DeleteCollection(ctx, background, all) },
-	} {
-		if err := remove(); err != nil {
-			return err
-		}
+	if err := apps.Deployments(namespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		return err
 	}
-	return w.until(ctx, "pods gone", 0, func() int {
-		list, _ := w.pods.List(labels.Everything())
+	if err := apps.ReplicaSets(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, mine); err != nil {
+		return err
+	}
+	if err := w.client.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, mine); err != nil {
+		return err
+	}
+	return w.until(ctx, "pods left", 0, func() int {
+		list, _ := w.pods.List(labels.SelectorFromSet(labels.Set{"app": name}))
 		return len(list)
 	})
 }

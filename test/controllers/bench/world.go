@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -17,7 +18,6 @@ import (
 	batchlisters "k8s.io/client-go/listers/batch/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
-	"net/http"
 )
 
 // world is one API server with its simulated users and nodes.
@@ -94,7 +94,7 @@ func (w *world) node(ctx context.Context, i int) error {
 		corev1.ResourcePods:   resource.MustParse("10000"),
 	}
 	cidr := fmt.Sprintf("10.%d.%d.0/24", 128+i/256, i%256)
-	_, err := w.client.CoreV1().Nodes().Create(ctx, &corev1.Node{
+	node, err := w.client.CoreV1().Nodes().Create(ctx, &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: w.nodes[i]},
 		Spec:       corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}},
 		Status: corev1.NodeStatus{
@@ -102,6 +102,13 @@ func (w *world) node(ctx context.Context, i int) error {
 			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}},
 		},
 	}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	// Every new node is tainted as not ready, and nobody here would notice
+	// that it is.
+	node.Spec.Taints = nil
+	_, err = w.client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{})
 	return err
 }
 
