@@ -61,31 +61,16 @@ func (m *Manager) admit(pod *corev1.Pod, started bool) *rejection {
 	return nil
 }
 
-// refusedUnderPressure refuses pods that a node short of disk or memory would
-// have to evict next (kubernetes/pkg/kubelet/eviction, Admit).
-func refusedUnderPressure(pod *corev1.Pod, pressure func() (memory, disk bool)) *rejection {
-	if pod.Spec.Priority != nil && *pod.Spec.Priority >= criticalSystem {
-		return nil
+// countStarted counts what an agent before has taken, before any pod is judged
+// beside it.
+func (m *Manager) countStarted(pods []*corev1.Pod) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, pod := range pods {
+		if pod.Status.StartTime != nil && !isTerminal(pod.Status.Phase) && pod.DeletionTimestamp == nil {
+			m.admitted[pod.UID] = grantedBefore(pod)
+		}
 	}
-	memory, disk := pressure()
-	refuse := func(condition corev1.NodeConditionType) *rejection {
-		return &rejection{reasonEvicted, fmt.Sprintf("The node had condition: [%s]. ", condition)}
-	}
-	taint := corev1.Taint{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}
-	switch {
-	case disk:
-		return refuse(corev1.NodeDiskPressure)
-	case memory && pod.Status.QOSClass == corev1.PodQOSBestEffort && !tolerates(pod, &taint):
-		return refuse(corev1.NodeMemoryPressure)
-	}
-	return nil
-}
-
-func tolerates(pod *corev1.Pod, taint *corev1.Taint) bool {
-	return slices.ContainsFunc(pod.Spec.Tolerations, func(t corev1.Toleration) bool {
-		return (t.Effect == "" || t.Effect == taint.Effect) && (t.Key == taint.Key && (t.Operator == corev1.TolerationOpExists || t.Value == taint.Value) ||
-			t.Key == "" && t.Operator == corev1.TolerationOpExists)
-	})
 }
 
 // release stops counting a pod.

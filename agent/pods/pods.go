@@ -203,9 +203,15 @@ func (m *Manager) Run(ctx context.Context) error {
 		return nil
 	}
 	m.lookedAtPods.Store(true)
+	started, err := m.pods.List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	m.countStarted(started)
 	m.mu.Lock()
 	m.ctx = ctx
 	m.mu.Unlock()
+	// Again: from here on events start workers, but not those before.
 	pods, err := m.pods.List(labels.Everything())
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)
@@ -355,15 +361,6 @@ func (m *Manager) Changed(podUID types.UID) {
 func (m *Manager) ObjectsChanged(podUID types.UID) {
 	if w := m.worker(podUID); w != nil {
 		w.retryNow()
-	}
-}
-
-// Evict ends a pod to free what the node is short of: it fails for the reason
-// Evicted, its containers get next to no time. Pods that are ending or not
-// known are left alone.
-func (m *Manager) Evict(podUID types.UID, message string) {
-	if w := m.worker(podUID); w != nil {
-		w.evict(message)
 	}
 }
 

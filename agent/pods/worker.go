@@ -106,20 +106,6 @@ func isOlder(a, b *corev1.Pod) bool {
 	return errX == nil && errY == nil && x < y
 }
 
-// evict has the pod end, and reports it once.
-func (w *worker) evict(message string) {
-	w.mu.Lock()
-	pod, isNew := w.pod, w.evicted == "" && !w.gone && w.pod.DeletionTimestamp == nil && !isTerminal(w.pod.Status.Phase)
-	if isNew {
-		w.evicted = message
-	}
-	w.mu.Unlock()
-	if isNew {
-		w.warn(pod, nil, reasonEvicted, message)
-		w.wakeUp()
-	}
-}
-
 func (w *worker) setGone() {
 	w.mu.Lock()
 	w.gone = true
