@@ -96,7 +96,8 @@ func retaining(set *appsv1.StatefulSet, whenDeleted, whenScaled string) *appsv1.
 
 // newTestPod reads "ordinal state revision", such as "0 ready" or "3 pending
 // old". States are pending, running, ready (for ten seconds), stopped (ready,
-// but its phase is not Running), failed, succeeded and ending; the revision is "new" unless it is given.
+// but its phase is not Running), failed, failed-ending, succeeded and ending
+// (still ready); the revision is "new" unless it is given.
 func newTestPod(set *appsv1.StatefulSet, description string) *corev1.Pod {
 	words := append(strings.Fields(description), "new")
 	name := set.Name + "-" + words[0]
@@ -108,7 +109,11 @@ func newTestPod(set *appsv1.StatefulSet, description string) *corev1.Pod {
 		Status: corev1.PodStatus{Phase: corev1.PodRunning},
 	}
 	pod.Spec.Volumes = withClaimVolumes(set, pod)
-	switch words[1] {
+	state, isEnding := strings.CutSuffix(words[1], "-ending")
+	if isEnding || state == "ending" {
+		pod.DeletionTimestamp = &metav1.Time{Time: now}
+	}
+	switch state {
 	case "pending":
 		pod.Status.Phase = corev1.PodPending
 	case "running":
@@ -116,10 +121,7 @@ func newTestPod(set *appsv1.StatefulSet, description string) *corev1.Pod {
 		pod.Status.Conditions = []corev1.PodCondition{{
 			Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(now.Add(-10 * time.Second)),
 		}}
-		if words[1] == "ending" {
-			pod.DeletionTimestamp = &metav1.Time{Time: now}
-		}
-		if words[1] == "stopped" {
+		if state == "stopped" {
 			pod.Status.Phase = corev1.PodUnknown
 		}
 	case "failed":
@@ -127,7 +129,7 @@ func newTestPod(set *appsv1.StatefulSet, description string) *corev1.Pod {
 	case "succeeded":
 		pod.Status.Phase = corev1.PodSucceeded
 	default:
-		panic("unknown state " + words[1])
+		panic("unknown state " + state)
 	}
 	return pod
 }
@@ -220,7 +222,7 @@ func TestDecide(t *testing.T) {
 
 		{"a failed pod is deleted to be made again", web(2), "0 failed, 1 ready", "", "-web-0"},
 		{"so is one that has succeeded, as after a shutdown of its node", web(2), "0 succeeded, 1 ready", "", "-web-0"},
-		{"a failed pod that is being deleted is waited for", web(1), "0 failed", "", "-web-0"},
+		{"a failed pod that is being deleted is waited for", web(1), "0 failed-ending", "", nothing},
 		{"pods above a failed one wait", web(3), "0 failed", "", "-web-0"},
 
 		{"the highest goes first", web(1), "0 ready, 1 ready, 2 ready", "", "-web-2"},

@@ -8,7 +8,11 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubetesting "k8s.io/client-go/testing"
+
+	"weft.dev/weft/controlplane/controllers/testcluster"
 )
 
 // TestStaleCachesCostNothing rolls a set out while watches are late. Each pod
@@ -66,6 +70,22 @@ func TestClaimsAreMadeOnceThoughTheirPodIsRefused(t *testing.T) {
 		if claims != 1 || refused != 3 {
 			t.Errorf("%d attempts to make the claim, %d pods refused", claims, refused)
 		}
+	})
+}
+
+func TestStrangersPodHoldsUpOnlyWhatComesAfterIt(t *testing.T) {
+	inWorld(t, func(w world) {
+		stranger := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web-1"}, Spec: template("other").Spec}
+		testcluster.Must[*corev1.Pod](t)(w.Client.CoreV1().Pods("ns").Create(t.Context(), stranger, metav1.CreateOptions{}))
+		w.create(parallel(web(2)))
+		w.Pass(10 * time.Second)
+		w.expect("pods", w.pods(), "web-0=v1 web-1=other")
+		w.SetPhase(w.pod("web-0"), corev1.PodFailed)
+		w.Pass(10 * time.Minute)
+		w.expect("status", w.status(), "1/1/1/1/1")
+		w.deletePod("web-1")
+		w.Pass(7 * time.Second)
+		w.expect("the name is used as soon as it is free", w.pods(), "web-0=v1 web-1=v1")
 	})
 }
 
