@@ -175,6 +175,19 @@ func TestEachIndexHasItsOwnLimit(t *testing.T) {
 	})
 }
 
+func TestPodThatSucceedsUnseenIsNotCutShort(t *testing.T) {
+	inWorld(t, forever, func(t *testing.T, w *world) {
+		w.create(jobOf(3, 2, limit(0)))
+		w.Pass(10 * time.Second)
+		pods := w.pods()
+		w.Lag(func() time.Duration { return time.Second })
+		w.end(&pods[0], 1)
+		w.end(&pods[1], 0) // seen a second after the failure that ends the Job
+		w.Pass(time.Minute)
+		w.expect("succeeded=1 failed=1 FailureTarget Failed")
+	})
+}
+
 func TestPodsAreAskedToEndOnce(t *testing.T) {
 	inWorld(t, forever, func(t *testing.T, w *world) {
 		w.create(jobOf(5, 5))
