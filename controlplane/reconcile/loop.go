@@ -142,7 +142,7 @@ func (l *Loop) next(ctx context.Context) bool {
 const (
 	restFactor  = 4
 	shortestRun = time.Millisecond
-	longestRest = 500 * time.Millisecond
+	longestRest = 100 * time.Millisecond
 )
 
 // restAfter is how long a key rests after a run that took this long.
