@@ -139,6 +139,24 @@ bench: build images $(BIN)/kube-proxy ## measure against plain pods, kube-proxy 
 	@$(GOBUILD) -o $(BIN)/bench-run ./test/bench
 	@$(BIN)/bench-run -bin $(BIN) $(BENCH)
 
+# The comparisons with upstream's workload controllers have a module of their
+# own, so that nothing else links them.
+CONTROLLERS := go -C test/controllers
+
+BENCH_CONTROLLERS ?=
+.PHONY: bench-controllers
+bench-controllers: ## measure the workload controllers against kube-controller-manager's; BENCH_CONTROLLERS='-scale 0.1' is quick, -help lists flags
+	@mkdir -p $(BIN)
+	@tools/step "bench-controllers (several minutes the first time)" $(CONTROLLERS) build -ldflags "-s -w $(KUBERNETES)" -o $(BIN)/bench-controllers ./bench
+	@$(BIN)/bench-controllers -json $(BIN)/bench-controllers.json $(BENCH_CONTROLLERS)
+
+SEQUENCES ?= 300
+SEED      ?= 1
+.PHONY: test-traces
+test-traces: ## hold the workload controllers against upstream's in SEQUENCES random histories of each kind, from SEED on
+	@$(CONTROLLERS) test ./bench
+	@$(CONTROLLERS) test -count=1 -timeout 2h ./traces -args -sequences $(SEQUENCES) -seed $(SEED)
+
 .PHONY: generate
 generate: ## compile the BPF programs into dataplane/bpfobj
 	@tools/install $(CLANG) llvm-19 libbpf-dev

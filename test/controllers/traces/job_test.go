@@ -36,7 +36,10 @@ func TestJobsEndAsUpstream(t *testing.T) {
 		create: func(w *world, n int) {
 			must[*batchv1.Job](w.t)(w.Client.BatchV1().Jobs(namespace).Create(w.t.Context(), newJob(n), metav1.CreateOptions{}))
 		},
-		actions:  append(jobActions, podActions[:5]...),
+		actions: append(jobActions, podActions[:4]...),
+		// Upstream looks at a Job's pods once a second, so sooner than that
+		// an action would meet other pods.
+		pause:    3 * time.Second,
 		describe: func(w *world) string { return w.describeJobs() + w.describePods() },
 	})
 }

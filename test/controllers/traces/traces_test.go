@@ -32,7 +32,7 @@ import (
 )
 
 var (
-	sequences = flag.Int("sequences", 200, "how many sequences to play per kind")
+	sequences = flag.Int("sequences", 300, "how many sequences to play per kind")
 	firstSeed = flag.Uint64("seed", 1, "seed of the first sequence")
 )
 
@@ -52,6 +52,8 @@ type kind struct {
 	create func(w *world, n int)
 	// actions are what may happen.
 	actions []action
+	// pause is how long at least to wait after each of them.
+	pause time.Duration
 	// describe says what there is.
 	describe func(w *world) string
 }
@@ -92,7 +94,7 @@ func (k kind) draw(seed uint64) sequence {
 	random := rand.New(rand.NewPCG(seed, 0))
 	s := sequence{random.IntN(1000), make([]step, 1+random.IntN(12))}
 	for i := range s.steps {
-		s.steps[i] = step{k.actions[random.IntN(len(k.actions))], random.IntN(1000), waits[random.IntN(len(waits))]}
+		s.steps[i] = step{k.actions[random.IntN(len(k.actions))], random.IntN(1000), max(k.pause, waits[random.IntN(len(waits))])}
 	}
 	return s
 }
@@ -130,7 +132,7 @@ func (k kind) play(t *testing.T, side func(*testing.T, *testcluster.Cluster) []r
 
 // attempts is how often a sequence is played before its sides count as
 // different: which of several equal pods goes first is up to chance.
-const attempts = 4
+const attempts = 12
 
 // differ returns what each side leaves behind, and whether that differs
 // however often it is tried.
