@@ -38,12 +38,14 @@ static __always_inline int choose_source(const struct pkt *pkt, const struct nod
 					 struct flow *to, enum port_choice *port)
 {
 	*port = PORT_PREFER;
-	if (same_addr(&pkt->tuple.src, &to->dst)) {
-		hairpin_addr(pkt->is_ipv4, &to->src);
+	if (origin == FROM_NODE) {
+		if (same_addr(&pkt->tuple.src, &to->dst))
+			hairpin_addr(pkt->is_ipv4, &to->src);
 		return NEXT;
 	}
-	if (origin != FROM_OUTSIDE || (service_flags & SERVICE_KEEP_SOURCE) ||
-	    is_node_addr(node, &to->dst))
+	/* A client elsewhere that is the backend itself sees the node, as others
+	 * do: the gateway's address means nothing beyond this node. */
+	if ((service_flags & SERVICE_KEEP_SOURCE) || is_node_addr(node, &to->dst))
 		return NEXT;
 	to->src = pkt->is_ipv4 ? node->addr4 : node->addr6;
 	if (!to->src.d[0] && !to->src.d[1])
