@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"weft.dev/weft/controlplane/reconcile"
 )
 
 // Nodes plays scheduler and node agents: every pod is bound to the node that
@@ -88,9 +90,17 @@ func (c *Cluster) SetReady(pod *corev1.Pod, ready bool) {
 	})
 }
 
-// SetPhase writes the pod's phase.
+// SetPhase writes the pod's phase. A pod that has finished is not ready any
+// more, as node agents report it.
 func (c *Cluster) SetPhase(pod *corev1.Pod, phase corev1.PodPhase) {
-	c.changeStatus(pod, func(p *corev1.Pod) { p.Status.Phase = phase })
+	c.changeStatus(pod, func(p *corev1.Pod) {
+		p.Status.Phase = phase
+		for i := range p.Status.Conditions {
+			if ready := &p.Status.Conditions[i]; ready.Type == corev1.PodReady && ready.Status == corev1.ConditionTrue && reconcile.IsFinished(p) {
+				ready.Status, ready.LastTransitionTime = corev1.ConditionFalse, metav1.Now()
+			}
+		}
+	})
 }
 
 // change edits a pod if it still exists.
