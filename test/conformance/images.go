@@ -22,6 +22,10 @@ import (
 // they are copied from here together with the libraries they need.
 var debian = []string{"/usr/bin/bash", "/usr/bin/curl", "/usr/bin/dig", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/usr/bin/socat", "/usr/bin/getent"}
 
+// bashAsShell is the link of images with programs of Debian: the shell of
+// Debian's busybox would run its own applets in their place.
+const bashAsShell = "/bin/sh=/usr/bin/bash"
+
 // recipe is one image of upstream's tests, made of local files.
 type recipe struct {
 	ids        []imageutils.ImageID // the names the tests know it by
@@ -47,7 +51,7 @@ func (o options) recipes(ctx context.Context) ([]recipe, error) {
 	base := recipe{
 		busybox: true, programs: debian,
 		files: []string{program("agnhost", "/agnhost"), porter + "/localhost.crt:/localhost.crt", porter + "/localhost.key:/localhost.key"},
-		links: []string{"/agnhost-2=agnhost", "/usr/bin/nc=nc.openbsd"}, dirs: []string{"/uploads", "/var/tmp"},
+		links: []string{"/agnhost-2=agnhost", "/usr/bin/nc=nc.openbsd", bashAsShell}, dirs: []string{"/uploads", "/var/tmp"},
 		texts: map[string]string{
 			"/etc/nsswitch.conf": "hosts: files dns\n",
 			"/etc/passwd":        "root:x:0:0:root:/root:/bin/sh\nuser-defined-in-image:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -70,7 +74,7 @@ func (o options) recipes(ctx context.Context) ([]recipe, error) {
 		return nil, err
 	}
 	dns := withIDs(base, imageutils.GlibcDnsTesting)
-	dns.files, dns.links, dns.entrypoint, dns.cmd = nil, []string{"/usr/bin/nc=nc.openbsd"}, "", "sh"
+	dns.files, dns.links, dns.entrypoint, dns.cmd = nil, []string{"/usr/bin/nc=nc.openbsd", bashAsShell}, "", "sh"
 	return []recipe{
 		withIDs(base, imageutils.Agnhost, imageutils.AgnhostPrev),
 		{ids: []imageutils.ImageID{imageutils.BusyBox}, busybox: true, cmd: "sh"},
@@ -198,8 +202,10 @@ func (o options) build(ctx context.Context, r recipe, archive string) error {
 	}
 	defer os.RemoveAll(scratch)
 	if r.busybox {
-		r.files = append(slices.Clone(r.files), filepath.Join(o.bin, "sh")+":/bin/sh")
 		r.programs = append(slices.Clone(r.programs), "/usr/bin/bash")
+		if !slices.Contains(r.links, bashAsShell) {
+			r.files = append(slices.Clone(r.files), filepath.Join(o.bin, "sh")+":/bin/sh")
+		}
 	}
 	args := []string{"-name", strings.Join(r.names(), ","), "-out", archive + ".new", "-entrypoint", r.entrypoint, "-cmd", r.cmd, "-user", r.user,
 		"-links", strings.Join(r.links, ","), "-dirs", strings.Join(r.dirs, ",")}
