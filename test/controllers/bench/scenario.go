@@ -64,7 +64,7 @@ var scenarios = []scenario{
 	{
 		name: "daemonset", what: "a DaemonSet over 1 000 nodes", nodes: 1000,
 		work: func(ctx context.Context, w *world) error { return w.runDaemonSet(ctx) },
-		pods: func(w *world) int { return len(w.nodes) },
+		pods: func(w *world) int { return w.scaled(1000) },
 	},
 	{
 		name: "idle", what: "1 000 idle Deployments on a whole weft-server", nodes: 10, idle: true,

@@ -40,6 +40,9 @@ func TestDaemonSetsEndAsUpstream(t *testing.T) {
 			must[*appsv1.DaemonSet](w.t)(w.Client.AppsV1().DaemonSets(namespace).Create(w.t.Context(), newDaemonSet(), metav1.CreateOptions{}))
 		},
 		actions: append(daemonSetActions, podActions...),
+		// Upstream counts anew when something about the DaemonSet changes, not
+		// when a node does that keeps its pod.
+		nudge: editDaemonSet(func(d *appsv1.DaemonSet, _ int) { d.Labels = map[string]string{"look": "again"} }),
 		describe: func(w *world) string {
 			return w.numberRevisions(w.describeDaemonSets() + w.describeRevisions() + w.describePods())
 		},

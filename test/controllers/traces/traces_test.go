@@ -25,6 +25,7 @@ import (
 
 	"github.com/go-logr/logr"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/klog/v2"
 
 	"weft.dev/weft/controlplane/controllers/testcluster"
@@ -39,6 +40,7 @@ var (
 func init() {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	klog.SetLogger(logr.Discard())
+	watch.DefaultChanSize = 10000 // events that a watcher may be behind
 	// One of the handlers waits until some time after the last error, which
 	// may have been in another bubble's future.
 	utilruntime.ErrorHandlers = nil
@@ -54,6 +56,8 @@ type kind struct {
 	actions []action
 	// pause is how long at least to wait after each of them.
 	pause time.Duration
+	// nudge, if set, makes controllers look once more at the end.
+	nudge func(w *world, n int)
 	// describe says what there is.
 	describe func(w *world) string
 }
@@ -124,6 +128,9 @@ func (k kind) play(t *testing.T, side func(*testing.T, *testcluster.Cluster) []r
 		states = append(states, k.describe(w))
 		w.Pass(20 * time.Minute)
 		w.collectGarbage()
+		if k.nudge != nil {
+			k.nudge(w, 0)
+		}
 		w.Pass(time.Minute)
 		states = append(states, k.describe(w))
 	})
