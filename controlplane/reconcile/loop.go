@@ -138,11 +138,12 @@ func (l *Loop) next(ctx context.Context) bool {
 // A key rests after work that took long, which only writes do. What happens
 // to its objects meanwhile is then handled in one pass, with one write of its
 // status. The busier the API server, the longer a write takes, the more is
-// folded; with an idle one, the rest is too short to be noticed.
+// folded; with an idle one, the rest is too short to be noticed. A run that
+// was long in itself has folded enough.
 const (
 	restFactor  = 4
 	shortestRun = time.Millisecond
-	longestRest = 100 * time.Millisecond
+	longestTurn = 500 * time.Millisecond // run and rest together
 )
 
 // restAfter is how long a key rests after a run that took this long.
@@ -150,7 +151,7 @@ func restAfter(run time.Duration) time.Duration {
 	if run < shortestRun {
 		return 0
 	}
-	return min(restFactor*run, longestRest)
+	return max(min(restFactor*run, longestTurn-run), 0)
 }
 
 // call turns a panic into an error: one bad object must not take the whole

@@ -239,8 +239,9 @@ func TestRestFollowsTheLengthOfTheRun(t *testing.T) {
 	}{
 		{"nothing was written", 100 * time.Microsecond, 0},
 		{"one write to an idle API server", 5 * time.Millisecond, 20 * time.Millisecond},
-		{"a busy API server", 20 * time.Millisecond, 80 * time.Millisecond},
-		{"hundreds of pods created", 4 * time.Second, 100 * time.Millisecond},
+		{"one write to a busy API server", 100 * time.Millisecond, 400 * time.Millisecond},
+		{"dozens of pods created", 300 * time.Millisecond, 200 * time.Millisecond},
+		{"hundreds of pods created", 4 * time.Second, 0},
 	}
 	for _, c := range cases {
 		if got := restAfter(c.run); got != c.want {
