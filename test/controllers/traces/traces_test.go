@@ -131,7 +131,7 @@ func (k kind) play(t *testing.T, side func(*testing.T, *testcluster.Cluster) []r
 		if k.nudge != nil {
 			k.nudge(w, 0)
 		}
-		w.Pass(time.Minute)
+		w.Pass(20 * time.Minute)
 		states = append(states, k.describe(w))
 	})
 	return states
