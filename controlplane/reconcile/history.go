@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -268,13 +269,17 @@ func (r *Revisions) Ensure(ctx context.Context, h History) error {
 }
 
 // whyTaken looks at the revision that has the new one's name: it is the new
-// one itself and the cache is slow, or another.
+// one itself or an orphan to adopt, and the cache is slow, or it is another.
 func (r *Revisions) whyTaken(ctx context.Context, h History) error {
 	live, err := r.client.AppsV1().ControllerRevisions(h.Current.Namespace).Get(ctx, h.Current.Name, metav1.GetOptions{})
 	switch {
 	case err != nil:
 		return err
-	case metav1.IsControlledBy(live, h.owner.Object) && bytes.Equal(live.Data.Raw, h.Current.Data.Raw):
+	case !bytes.Equal(live.Data.Raw, h.Current.Data.Raw):
+		return ErrCollision
+	case metav1.IsControlledBy(live, h.owner.Object):
+		return ErrStale
+	case metav1.GetControllerOfNoCopy(live) == nil && labels.SelectorFromSet(h.Current.Labels).Matches(labels.Set(live.Labels)):
 		return ErrStale
 	}
 	return ErrCollision

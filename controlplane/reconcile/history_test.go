@@ -278,6 +278,24 @@ func TestRevisionIsNotMadeTwiceOnAStaleCache(t *testing.T) {
 	})
 }
 
+func TestOrphanThatTheCacheDoesNotShowIsAwaited(t *testing.T) {
+	inCluster(t, func(c *testcluster.Cluster, r *reconcile.Revisions, read func(*appsv1.DaemonSet) reconcile.History) {
+		before := read(owner("v1"))
+		orphan := before.Current.DeepCopy()
+		orphan.OwnerReferences = nil // its owner, of the same name, was deleted a moment ago
+		testcluster.Must[*appsv1.ControllerRevision](t)(c.Client.AppsV1().ControllerRevisions("ns").Create(t.Context(), orphan, metav1.CreateOptions{}))
+		if err := r.Ensure(t.Context(), before); !errors.Is(err, reconcile.ErrStale) {
+			t.Fatalf("got %v, want that the cache is stale", err)
+		}
+		if err := r.Ensure(t.Context(), read(owner("v1"))); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := list(t, c), "1 v1 of web"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	})
+}
+
 func TestTakenNameIsACollision(t *testing.T) {
 	inCluster(t, func(c *testcluster.Cluster, r *reconcile.Revisions, read func(*appsv1.DaemonSet) reconcile.History) {
 		ds := owner("v1")
