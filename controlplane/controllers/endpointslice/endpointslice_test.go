@@ -321,6 +321,7 @@ func TestSliceOfAServiceThatLosesItsSelectorStays(t *testing.T) {
 		w.pod("a", "10.244.0.1", true)
 		w.expect("10.244.0.1 true/true/false")
 		w.edit(func(s *corev1.Service) { s.Spec.Selector = nil })
+		w.Pass(time.Second) // until the controller knows
 		w.pod("b", "10.244.0.2", true)
 		w.expect("10.244.0.1 true/true/false")
 	})
