@@ -139,7 +139,13 @@ func (o options) ginkgo(ctx context.Context, skip []string, junit string) error 
 	for _, s := range skip {
 		args = append(args, "--skip="+s)
 	}
-	args = append(args, filepath.Join(o.bin, "e2e.test"), "--",
+	nodes, err := o.countNodes(ctx)
+	if err != nil {
+		return err
+	}
+	// Without the number, only the first of the parallel processes knows it,
+	// and the others skip what needs two nodes.
+	args = append(args, filepath.Join(o.bin, "e2e.test"), "--", "--num-nodes="+strconv.Itoa(nodes),
 		"--kubeconfig="+o.kubeconfig, "--kubectl-path="+filepath.Join(o.bin, "kubectl"),
 		"--provider=skeleton", "--disable-log-dump", "--e2e-output-dir="+o.report)
 	command := exec.CommandContext(ctx, filepath.Join(o.bin, "ginkgo"), args...)
@@ -152,6 +158,14 @@ func (o options) ginkgo(ctx context.Context, skip []string, junit string) error 
 		return fmt.Errorf("ginkgo: %w", err)
 	}
 	return nil
+}
+
+func (o options) countNodes(ctx context.Context) (int, error) {
+	output, err := exec.CommandContext(ctx, filepath.Join(o.bin, "kubectl"), "--kubeconfig", o.kubeconfig, "get", "nodes", "-o", "name").Output()
+	if err != nil {
+		return 0, fmt.Errorf("count nodes: %w", err)
+	}
+	return strings.Count(string(output), "\n"), nil
 }
 
 // parseSkips reads lines of a regular expression, " # " and the reason.
