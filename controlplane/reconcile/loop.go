@@ -54,6 +54,10 @@ type Config struct {
 	// Reconcile brings one object a step closer to its spec. It must be safe
 	// to repeat. Cluster-scoped objects have an empty namespace.
 	Reconcile func(ctx context.Context, key types.NamespacedName) error
+	// FoldBursts lets a key rest after a slow run, so that what happens to its
+	// objects meanwhile costs one run. It is for controllers that count
+	// many pods, never for those on whose haste traffic depends.
+	FoldBursts bool
 	// Events, if set, is started and stopped with the loop.
 	Events *Events
 	// Log is slog.Default() if nil.
@@ -127,7 +131,7 @@ func (l *Loop) next(ctx context.Context) bool {
 	}
 	begin := time.Now()
 	l.settle(ctx, key, l.call(ctx, key))
-	if rest := restAfter(time.Since(begin)); rest > 0 {
+	if rest := restAfter(time.Since(begin)); l.cfg.FoldBursts && rest > 0 {
 		time.AfterFunc(rest, func() { l.queue.Done(key) })
 	} else {
 		l.queue.Done(key)
@@ -135,7 +139,7 @@ func (l *Loop) next(ctx context.Context) bool {
 	return true
 }
 
-// A key rests after work that took long, which only writes do. What happens
+// With FoldBursts a key rests after work that took long, which only writes do. What happens
 // to its objects meanwhile is then handled in one pass, with one write of its
 // status. The busier the API server, the longer a write takes, the more is
 // folded; with an idle one, the rest is too short to be noticed. A run that

@@ -201,35 +201,50 @@ func TestLoopRetriesWithBackOffAndSurvivesPanics(t *testing.T) {
 	})
 }
 
-func TestBurstDuringASlowRunIsFoldedIntoOne(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		key := types.NamespacedName{Name: "x"}
-		var began []time.Duration
-		start := time.Now()
-		loop := NewLoop(Config{Name: "test", Workers: 4, Reconcile: func(context.Context, types.NamespacedName) error {
-			began = append(began, time.Since(start))
-			time.Sleep(20 * time.Millisecond) // a write
-			return nil
-		}})
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- loop.Run(ctx) }()
-		time.Sleep(time.Second)
-		start = time.Now()
-		for range 50 {
-			loop.Add(key)
-			time.Sleep(time.Millisecond)
-		}
-		time.Sleep(time.Second)
-		synctest.Wait()
-		if got, want := fmt.Sprint(began), "[0s 100ms]"; got != want {
-			t.Errorf("it ran at %s, want %s", got, want)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+func TestBurstDuringASlowRun(t *testing.T) {
+	for name, test := range map[string]struct {
+		fold bool
+		want string
+	}{
+		"is folded into one where that is asked for":    {true, "[0s 100ms]"},
+		"is worked on without rest where haste matters": {false, "[0s 20ms 40ms 60ms]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				if got := runsInABurst(t, test.fold); got != test.want {
+					t.Errorf("it ran at %s, want %s", got, test.want)
+				}
+			})
+		})
+	}
+}
+
+// runsInABurst adds a key fifty times, a millisecond apart, and returns when
+// it was worked on; each run takes 20 ms.
+func runsInABurst(t *testing.T, fold bool) string {
+	var began []time.Duration
+	start := time.Now()
+	loop := NewLoop(Config{Name: "test", Workers: 4, FoldBursts: fold, Reconcile: func(context.Context, types.NamespacedName) error {
+		began = append(began, time.Since(start))
+		time.Sleep(20 * time.Millisecond) // a write
+		return nil
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- loop.Run(ctx) }()
+	time.Sleep(time.Second)
+	start = time.Now()
+	for range 50 {
+		loop.Add(types.NamespacedName{Name: "x"})
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(time.Second)
+	synctest.Wait()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	return fmt.Sprint(began)
 }
 
 func TestRestFollowsTheLengthOfTheRun(t *testing.T) {

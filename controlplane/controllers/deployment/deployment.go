@@ -70,7 +70,7 @@ func New(env reconcile.Env) (*Controller, error) {
 		setsOf:          setsOf,
 		podsOf:          podsOf,
 	}
-	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, Events: c.events})
+	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
 	return c, errors.Join(
 		c.WatchSelf(deployments.Informer()),
 		c.WatchOwned(sets.Informer(), kind.Kind, c.mayAdopt),

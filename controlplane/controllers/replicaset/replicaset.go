@@ -70,7 +70,7 @@ func newController(k kind, env reconcile.Env) (*Controller, error) {
 		pods:     pods,
 		podStore: podInformer.GetStore(),
 	}
-	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, Events: c.events})
+	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
 	return c, errors.Join(
 		c.WatchSelf(k.informer()),
 		c.WatchOwned(podInformer, k.gvk().Kind, func(pod metav1.Object) []types.NamespacedName {
