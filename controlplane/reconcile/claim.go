@@ -129,3 +129,16 @@ func encodePatch(metadata metadataPatch) []byte {
 	data, _ := json.Marshal(map[string]any{"metadata": metadata}) // strings only: cannot fail
 	return data
 }
+
+// MayAdopt returns the keys of those objects whose selector matches orphan. An
+// empty or malformed selector matches nothing.
+func MayAdopt[T metav1.Object](objects []T, selectorOf func(T) *metav1.LabelSelector, orphan labels.Set) []types.NamespacedName {
+	var keys []types.NamespacedName
+	for _, object := range objects {
+		selector, err := metav1.LabelSelectorAsSelector(selectorOf(object))
+		if err == nil && !selector.Empty() && selector.Matches(orphan) {
+			keys = append(keys, KeyOf(object))
+		}
+	}
+	return keys
+}

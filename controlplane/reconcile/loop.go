@@ -8,7 +8,7 @@
 // same key. Around it are the few rules that every controller needs and that
 // naive ones miss: a Fence that keeps a decision from being taken on a cache
 // older than the controller's own writes, Deletions that are still on their
-// way to the cache, Claim for adoption and release, SlowStart for creation,
+// way to the cache, Claim for adoption and release, PodWriter and SlowStart for pods,
 // History for ControllerRevisions, Events for users.
 package reconcile
 

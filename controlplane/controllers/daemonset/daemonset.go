@@ -32,10 +32,6 @@ import (
 
 // Reasons of events, as upstream spells them.
 const (
-	reasonCreated      = "SuccessfulCreate"
-	reasonCreateFailed = "FailedCreate"
-	reasonDeleted      = "SuccessfulDelete"
-	reasonDeleteFailed = "FailedDelete"
 	reasonPodFailed    = "FailedDaemonPod"
 	reasonPodSucceeded = "SucceededDaemonPod"
 	reasonSelectingAll = "SelectingAll"
@@ -56,7 +52,7 @@ type Controller struct {
 	daemonSetStore reconcile.Store
 	nodes          corelisters.NodeLister
 	pods           reconcile.ByController[*corev1.Pod]
-	podStore       reconcile.Store
+	writer         reconcile.PodWriter
 	revisions      *reconcile.Revisions
 	fence          reconcile.Fence
 	deletions      reconcile.Deletions
@@ -81,8 +77,8 @@ func New(env reconcile.Env) (*Controller, error) {
 		daemonSetStore: daemonSets.Informer().GetStore(),
 		nodes:          nodes.Lister(),
 		pods:           pods,
-		podStore:       podInformer.GetStore(),
 	}
+	c.writer = reconcile.PodWriter{Client: env.Client, Events: c.events, Store: podInformer.GetStore(), Fence: &c.fence, Deletions: &c.deletions}
 	if c.revisions, err = reconcile.NewRevisions(env, &c.fence); err != nil {
 		return nil, err
 	}
@@ -98,14 +94,7 @@ func New(env reconcile.Env) (*Controller, error) {
 // mayAdopt returns the DaemonSets whose selector matches an object without a controller.
 func (c *Controller) mayAdopt(orphan metav1.Object) []types.NamespacedName {
 	all, _ := c.daemonSets.DaemonSets(orphan.GetNamespace()).List(labels.Everything()) // reads a cache: no error
-	var keys []types.NamespacedName
-	for _, ds := range all {
-		selector, err := metav1.LabelSelectorAsSelector(ds.Spec.Selector)
-		if err == nil && !selector.Empty() && selector.Matches(labels.Set(orphan.GetLabels())) {
-			keys = append(keys, reconcile.KeyOf(ds))
-		}
-	}
-	return keys
+	return reconcile.MayAdopt(all, func(ds *appsv1.DaemonSet) *metav1.LabelSelector { return ds.Spec.Selector }, orphan.GetLabels())
 }
 
 // nodeChanged queues the DaemonSets to which the node is something else now.
@@ -168,13 +157,7 @@ func (c *Controller) read(ctx context.Context, key types.NamespacedName, ds *app
 		},
 	}
 	owned := c.deletions.Overlay(key, c.pods.Of(ds.UID), now)
-	pods, err := reconcile.Claim(ctx, claimant, append(owned, c.pods.Orphans(ds.Namespace)...), func(ctx context.Context, pod *corev1.Pod, data []byte) error {
-		patched, err := c.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
-		if err == nil {
-			c.fence.Wrote(key, c.podStore, patched.ResourceVersion)
-		}
-		return err
-	})
+	pods, err := reconcile.Claim(ctx, claimant, append(owned, c.pods.Orphans(ds.Namespace)...), c.writer.Patch(key))
 	if err != nil {
 		return state{}, err
 	}
@@ -222,7 +205,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, s s
 		c.events.Normal(s.ds, reasonPodSucceeded, "Found succeeded daemon pod %s/%s on node %s, will try to delete it", pod.Namespace, pod.Name, targetNode(pod))
 	}
 	failure := errors.Join(
-		c.delete(ctx, key, s.ds, plan.Delete),
+		c.writer.Delete(ctx, key, s.ds, plan.Delete),
 		c.create(ctx, key, s, plan.Create),
 	)
 	if err := c.updateStatus(ctx, key, s.ds, plan.Status); err != nil {
@@ -239,40 +222,8 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, s s
 
 func (c *Controller) create(ctx context.Context, key types.NamespacedName, s state, nodes []string) error {
 	hash := s.history.HashOf(s.history.Current)
-	_, err := reconcile.SlowStart(ctx, len(nodes), func(ctx context.Context, i int) error {
-		created, err := c.client.CoreV1().Pods(s.ds.Namespace).Create(ctx, newPod(s.ds, nodes[i], hash), metav1.CreateOptions{})
-		if err != nil {
-			if !reconcile.IsNamespaceTerminating(err) {
-				c.events.Warning(s.ds, reasonCreateFailed, "Error creating: %v", err)
-			}
-			return err
-		}
-		c.fence.Wrote(key, c.podStore, created.ResourceVersion)
-		c.events.Normal(s.ds, reasonCreated, "Created pod: %v", created.Name)
-		return nil
-	})
-	if reconcile.IsNamespaceTerminating(err) {
-		return nil
-	}
+	_, err := c.writer.Create(ctx, key, s.ds, len(nodes), func(i int) *corev1.Pod { return newPod(s.ds, nodes[i], hash) })
 	return err
-}
-
-func (c *Controller) delete(ctx context.Context, key types.NamespacedName, ds *appsv1.DaemonSet, pods []*corev1.Pod) error {
-	return reconcile.Parallel(ctx, len(pods), func(ctx context.Context, i int) error {
-		pod := pods[i]
-		err := c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *metav1.NewPreconditionDeleteOptions(string(pod.UID)))
-		switch {
-		case err == nil:
-			c.deletions.Sent(key, pod.UID)
-			c.events.Normal(ds, reasonDeleted, "Deleted pod: %v", pod.Name)
-		case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, and perhaps replaced
-			c.deletions.Sent(key, pod.UID)
-		default:
-			c.events.Warning(ds, reasonDeleteFailed, "Error deleting: %v", err)
-			return fmt.Errorf("delete pod %s: %w", pod.Name, err)
-		}
-		return nil
-	})
 }
 
 func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, ds *appsv1.DaemonSet, status appsv1.DaemonSetStatus) error {

@@ -81,14 +81,7 @@ func New(env reconcile.Env) (*Controller, error) {
 // mayAdopt returns the Deployments whose selector matches a set without a controller.
 func (c *Controller) mayAdopt(set metav1.Object) []types.NamespacedName {
 	all, _ := c.deployments.Deployments(set.GetNamespace()).List(labels.Everything()) // reads a cache: no error
-	var keys []types.NamespacedName
-	for _, d := range all {
-		selector, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
-		if err == nil && !selector.Empty() && selector.Matches(labels.Set(set.GetLabels())) {
-			keys = append(keys, reconcile.KeyOf(d))
-		}
-	}
-	return keys
+	return reconcile.MayAdopt(all, func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector }, set.GetLabels())
 }
 
 // podChanged queues a Deployment that waits for the last old pods to end.

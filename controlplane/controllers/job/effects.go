@@ -31,7 +31,7 @@ func (c *Controller) changePods(ctx context.Context, key types.NamespacedName, j
 		options.Preconditions.ResourceVersion = &pod.ResourceVersion
 		if plan.Discard && isTracked(pod) {
 			options.Preconditions.ResourceVersion = nil
-			if err := c.patch(ctx, key, pod, releasePatch(pod, pod.ResourceVersion)); err != nil && !apierrors.IsNotFound(err) {
+			if err := c.writer.Patch(key)(ctx, pod, releasePatch(pod, pod.ResourceVersion)); err != nil && !apierrors.IsNotFound(err) {
 				return fmt.Errorf("discard pod %s: %w", pod.Name, err)
 			}
 			mu.Lock()
@@ -47,7 +47,7 @@ func (c *Controller) changePods(ctx context.Context, key types.NamespacedName, j
 		return nil
 	})
 	var created error
-	out.created, created = c.create(ctx, key, job, plan.Create)
+	out.created, created = c.writer.Create(ctx, key, job, len(plan.Create), func(i int) *corev1.Pod { return podOf(job, plan.Create[i]) })
 	return out, errors.Join(deleted, created)
 }
 
@@ -55,36 +55,16 @@ func (c *Controller) delete(ctx context.Context, key types.NamespacedName, job *
 	err := c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, options)
 	switch {
 	case err == nil:
-		c.events.Normal(job, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
+		c.events.Normal(job, reconcile.ReasonDeleted, "Deleted pod: %v", pod.Name)
 	case apierrors.IsNotFound(err):
 	case apierrors.IsConflict(err): // the cache will show what has changed
 		return fmt.Errorf("delete pod %s: %w", pod.Name, err)
 	default:
-		c.events.Warning(job, "FailedDelete", "Error deleting: %v", err)
+		c.events.Warning(job, reconcile.ReasonDeleteFailed, "Error deleting: %v", err)
 		return fmt.Errorf("delete pod %s: %w", pod.Name, err)
 	}
 	c.deletions.Sent(key, pod.UID)
 	return nil
-}
-
-// create returns how many pods it made.
-func (c *Controller) create(ctx context.Context, key types.NamespacedName, job *batchv1.Job, pods []newPod) (int, error) {
-	n, err := reconcile.SlowStart(ctx, len(pods), func(ctx context.Context, i int) error {
-		created, err := c.client.CoreV1().Pods(job.Namespace).Create(ctx, podOf(job, pods[i]), metav1.CreateOptions{})
-		if err != nil {
-			if !reconcile.IsNamespaceTerminating(err) {
-				c.events.Warning(job, "FailedCreate", "Error creating: %v", err)
-			}
-			return err
-		}
-		c.fence.Wrote(key, c.podStore, created.ResourceVersion)
-		c.events.Normal(job, "SuccessfulCreate", "Created pod: %v", created.Name)
-		return nil
-	})
-	if reconcile.IsNamespaceTerminating(err) {
-		return n, nil
-	}
-	return n, err
 }
 
 // indexVariable tells containers their pod's index.

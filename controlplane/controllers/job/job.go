@@ -44,7 +44,7 @@ type Controller struct {
 	jobs      batchlisters.JobLister
 	jobStore  reconcile.Store
 	pods      reconcile.ByController[*corev1.Pod]
-	podStore  reconcile.Store
+	writer    reconcile.PodWriter
 	fence     reconcile.Fence
 	deletions reconcile.Deletions
 	memories  memories
@@ -66,8 +66,8 @@ func New(env reconcile.Env) (*Controller, error) {
 		jobs:     jobs.Lister(),
 		jobStore: jobs.Informer().GetStore(),
 		pods:     pods,
-		podStore: podInformer.GetStore(),
 	}
+	c.writer = reconcile.PodWriter{Client: env.Client, Events: c.events, Store: podInformer.GetStore(), Fence: &c.fence, Deletions: &c.deletions}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, Events: c.events})
 	c.orphans, err = newOrphans(env, pods)
 	return c, errors.Join(err,
@@ -79,14 +79,7 @@ func New(env reconcile.Env) (*Controller, error) {
 // matching returns the Jobs that select an orphan.
 func (c *Controller) matching(pod metav1.Object) []types.NamespacedName {
 	all, _ := c.jobs.Jobs(pod.GetNamespace()).List(labels.Everything()) // reads a cache: no error
-	var keys []types.NamespacedName
-	for _, job := range all {
-		selector, err := metav1.LabelSelectorAsSelector(job.Spec.Selector)
-		if err == nil && !selector.Empty() && selector.Matches(labels.Set(pod.GetLabels())) {
-			keys = append(keys, reconcile.KeyOf(job))
-		}
-	}
-	return keys
+	return reconcile.MayAdopt(all, func(job *batchv1.Job) *metav1.LabelSelector { return job.Spec.Selector }, pod.GetLabels())
 }
 
 // Run works until ctx is done.
@@ -160,7 +153,7 @@ func (c *Controller) claim(ctx context.Context, key types.NamespacedName, job *b
 	var changed error
 	pods, err := reconcile.Claim(ctx, claimant, append(owned, c.pods.Orphans(job.Namespace)...), func(ctx context.Context, pod *corev1.Pod, data []byte) error {
 		changed = reconcile.ErrStale
-		return c.patch(ctx, key, pod, data)
+		return c.writer.Patch(key)(ctx, pod, data)
 	})
 	return pods, errors.Join(err, changed)
 }
@@ -211,19 +204,10 @@ func (c *Controller) release(ctx context.Context, key types.NamespacedName, pods
 		if !isTracked(pods[i]) {
 			return nil
 		}
-		err := c.patch(ctx, key, pods[i], releasePatch(pods[i], ""))
+		err := c.writer.Patch(key)(ctx, pods[i], releasePatch(pods[i], ""))
 		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // gone, and perhaps replaced
 			return nil
 		}
 		return err
 	})
-}
-
-func (c *Controller) patch(ctx context.Context, key types.NamespacedName, pod *corev1.Pod, data []byte) error {
-	patched, err := c.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
-	if err != nil {
-		return err
-	}
-	c.fence.Wrote(key, c.podStore, patched.ResourceVersion)
-	return nil
 }

@@ -28,9 +28,9 @@ type plan struct {
 // failureReason is the reason of the ReplicaFailure condition if the step fails.
 func (p plan) failureReason() string {
 	if p.Create > 0 {
-		return reasonCreateFailed
+		return reconcile.ReasonCreateFailed
 	}
-	return reasonDeleteFailed
+	return reconcile.ReasonDeleteFailed
 }
 
 // decide compares rs with its unfinished pods. siblings are the pods of all

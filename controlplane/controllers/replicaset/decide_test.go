@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"weft.dev/weft/controlplane/reconcile"
 )
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -163,8 +165,8 @@ func TestSurplusOrder(t *testing.T) {
 }
 
 func TestFailureConditionStandsUntilAStepSucceeds(t *testing.T) {
-	failed := withFailure(appsv1.ReplicaSetStatus{}, reasonCreateFailed, errors.New("quota exceeded"), now)
-	again := withFailure(failed, reasonCreateFailed, errors.New("quota still exceeded"), now.Add(time.Hour))
+	failed := withFailure(appsv1.ReplicaSetStatus{}, reconcile.ReasonCreateFailed, errors.New("quota exceeded"), now)
+	again := withFailure(failed, reconcile.ReasonCreateFailed, errors.New("quota still exceeded"), now.Add(time.Hour))
 	if len(again.Conditions) != 1 || again.Conditions[0].Message != "quota exceeded" || !again.Conditions[0].LastTransitionTime.Time.Equal(now) {
 		t.Errorf("condition changed although nothing did: %+v", again.Conditions)
 	}

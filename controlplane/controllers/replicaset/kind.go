@@ -76,14 +76,7 @@ func (k replicaSets) live(ctx context.Context, key types.NamespacedName) (metav1
 
 func (k replicaSets) matching(namespace string, podLabels labels.Set) []types.NamespacedName {
 	all, _ := k.lister.ReplicaSets(namespace).List(labels.Everything()) // reads a cache: no error
-	var keys []types.NamespacedName
-	for _, rs := range all {
-		selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
-		if err == nil && !selector.Empty() && selector.Matches(podLabels) {
-			keys = append(keys, reconcile.KeyOf(rs))
-		}
-	}
-	return keys
+	return reconcile.MayAdopt(all, func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector }, podLabels)
 }
 
 func (k replicaSets) siblings(s set) []types.UID {

@@ -16,27 +16,17 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
 	"weft.dev/weft/controlplane/reconcile"
-)
-
-// Reasons of events and conditions, as upstream spells them.
-const (
-	reasonCreated      = "SuccessfulCreate"
-	reasonCreateFailed = "FailedCreate"
-	reasonDeleted      = "SuccessfulDelete"
-	reasonDeleteFailed = "FailedDelete"
 )
 
 // Controller keeps pods for all sets of one kind.
 type Controller struct {
 	*reconcile.Loop
 	kind      kind
-	client    kubernetes.Interface
 	events    *reconcile.Events
 	pods      reconcile.ByController[*corev1.Pod]
-	podStore  reconcile.Store
+	writer    reconcile.PodWriter
 	fence     reconcile.Fence
 	deletions reconcile.Deletions
 }
@@ -64,12 +54,11 @@ func newController(k kind, env reconcile.Env) (*Controller, error) {
 		return nil, err
 	}
 	c := &Controller{
-		kind:     k,
-		client:   env.Client,
-		events:   env.NewEvents(),
-		pods:     pods,
-		podStore: podInformer.GetStore(),
+		kind:   k,
+		events: env.NewEvents(),
+		pods:   pods,
 	}
+	c.writer = reconcile.PodWriter{Client: env.Client, Events: c.events, Store: podInformer.GetStore(), Fence: &c.fence, Deletions: &c.deletions}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
 	return c, errors.Join(
 		c.WatchSelf(k.informer()),
@@ -121,13 +110,7 @@ func (c *Controller) claim(ctx context.Context, key types.NamespacedName, set se
 		Selector: selector,
 		Live:     func(ctx context.Context) (metav1.Object, error) { return c.kind.live(ctx, key) },
 	}
-	return reconcile.Claim(ctx, claimant, candidates, func(ctx context.Context, pod *corev1.Pod, data []byte) error {
-		patched, err := c.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
-		if err == nil {
-			c.fence.Wrote(key, c.podStore, patched.ResourceVersion)
-		}
-		return err
-	})
+	return reconcile.Claim(ctx, claimant, candidates, c.writer.Patch(key))
 }
 
 func unfinished(pods []*corev1.Pod) []*corev1.Pod {
@@ -155,7 +138,7 @@ func (c *Controller) siblings(set set) []*corev1.Pod {
 func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set set, plan plan) error {
 	failure := c.create(ctx, key, set, plan.Create)
 	if len(plan.Delete) > 0 {
-		failure = c.delete(ctx, key, set, plan.Delete)
+		failure = c.writer.Delete(ctx, key, set.object, plan.Delete)
 	}
 	status := withFailure(plan.Status, plan.failureReason(), failure, time.Now())
 	if err := c.updateStatus(ctx, key, set, status); err != nil {
@@ -168,41 +151,8 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set
 }
 
 func (c *Controller) create(ctx context.Context, key types.NamespacedName, set set, n int) error {
-	_, err := reconcile.SlowStart(ctx, n, func(ctx context.Context, _ int) error {
-		pod := reconcile.NewPod(&set.Spec.Template, set, c.kind.gvk())
-		created, err := c.client.CoreV1().Pods(set.Namespace).Create(ctx, pod, metav1.CreateOptions{})
-		if err != nil {
-			if !reconcile.IsNamespaceTerminating(err) {
-				c.events.Warning(set.object, reasonCreateFailed, "Error creating: %v", err)
-			}
-			return err
-		}
-		c.fence.Wrote(key, c.podStore, created.ResourceVersion)
-		c.events.Normal(set.object, reasonCreated, "Created pod: %v", created.Name)
-		return nil
-	})
-	if reconcile.IsNamespaceTerminating(err) {
-		return nil
-	}
+	_, err := c.writer.Create(ctx, key, set.object, n, func(int) *corev1.Pod { return reconcile.NewPod(&set.Spec.Template, set, c.kind.gvk()) })
 	return err
-}
-
-func (c *Controller) delete(ctx context.Context, key types.NamespacedName, set set, pods []*corev1.Pod) error {
-	return reconcile.Parallel(ctx, len(pods), func(ctx context.Context, i int) error {
-		pod := pods[i]
-		err := c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *metav1.NewPreconditionDeleteOptions(string(pod.UID)))
-		switch {
-		case err == nil:
-			c.deletions.Sent(key, pod.UID)
-			c.events.Normal(set.object, reasonDeleted, "Deleted pod: %v", pod.Name)
-		case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, and perhaps replaced
-			c.deletions.Sent(key, pod.UID)
-		default:
-			c.events.Warning(set.object, reasonDeleteFailed, "Error deleting: %v", err)
-			return fmt.Errorf("delete pod %s: %w", pod.Name, err)
-		}
-		return nil
-	})
 }
 
 func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, set set, status appsv1.ReplicaSetStatus) error {

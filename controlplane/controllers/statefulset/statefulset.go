@@ -56,6 +56,7 @@ type Controller struct {
 	setStore   reconcile.Store
 	podsOf     reconcile.ByController[*corev1.Pod]
 	podStore   reconcile.Store
+	writer     reconcile.PodWriter
 	claims     corelisters.PersistentVolumeClaimLister
 	claimStore reconcile.Store
 	revisions  *reconcile.Revisions
@@ -85,6 +86,7 @@ func New(env reconcile.Env) (*Controller, error) {
 		claims:     claims.Lister(),
 		claimStore: claims.Informer().GetStore(),
 	}
+	c.writer = reconcile.PodWriter{Client: env.Client, Events: c.events, Store: pods.GetStore(), Fence: &c.fence, Deletions: &c.deletions}
 	if c.revisions, err = reconcile.NewRevisions(env, &c.fence); err != nil {
 		return nil, err
 	}
@@ -136,14 +138,7 @@ func (c *Controller) claimChanged(change reconcile.Change) {
 
 // mayAdopt returns the sets whose selector matches a revision without a controller.
 func (c *Controller) mayAdopt(revision metav1.Object) []types.NamespacedName {
-	var keys []types.NamespacedName
-	for _, set := range c.in(revision.GetNamespace()) {
-		selector, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
-		if err == nil && !selector.Empty() && selector.Matches(labels.Set(revision.GetLabels())) {
-			keys = append(keys, reconcile.KeyOf(set))
-		}
-	}
-	return keys
+	return reconcile.MayAdopt(c.in(revision.GetNamespace()), func(set *appsv1.StatefulSet) *metav1.LabelSelector { return set.Spec.Selector }, revision.GetLabels())
 }
 
 func (c *Controller) in(namespace string) []*appsv1.StatefulSet {
@@ -210,13 +205,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 func (c *Controller) claimPods(ctx context.Context, key types.NamespacedName, set *appsv1.StatefulSet, claimant reconcile.Claimant, now time.Time) ([]*corev1.Pod, error) {
 	claimant.Accepts = func(pod metav1.Object) bool { return isMember(set, pod.GetName()) }
 	candidates := append(c.deletions.Overlay(key, c.podsOf.Of(set.UID), now), c.podsOf.Orphans(set.Namespace)...)
-	return reconcile.Claim(ctx, claimant, candidates, func(ctx context.Context, pod *corev1.Pod, data []byte) error {
-		patched, err := c.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
-		if err == nil {
-			c.fence.Wrote(key, c.podStore, patched.ResourceVersion)
-		}
-		return err
-	})
+	return reconcile.Claim(ctx, claimant, candidates, c.writer.Patch(key))
 }
 
 // claimsOf returns those that exist of the claims of the set's pods, present and to come.
