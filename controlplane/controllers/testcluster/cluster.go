@@ -34,6 +34,10 @@ import (
 	"weft.dev/weft/controlplane/reconcile"
 )
 
+// The fake's watchers panic when they hold this many events which nobody has
+// read yet; the default, 100, is less than a ReplicaSet of one test has pods.
+func init() { watch.DefaultChanSize = 10_000 }
+
 // Cluster is an API server in memory.
 type Cluster struct {
 	t         *testing.T
