@@ -121,7 +121,7 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 		return m, err
 	}
 	defer os.RemoveAll(dir)
-	server, kubeconfig, err := startCluster(ctx, dir, partAPIServer)
+	server, kubeconfig, err := startCluster(ctx, dir, b.profileOf(s, side.name, partAPIServer), partAPIServer)
 	if err != nil {
 		return m, err
 	}
@@ -205,20 +205,25 @@ func (b *runner) perform(ctx context.Context, s scenario, w *world, title string
 	return "", err
 }
 
+// profileOf is the file for the CPU profile of a part, "" if none is wanted.
+func (b *runner) profileOf(s scenario, side, part string) string {
+	if b.profile == "" {
+		return ""
+	}
+	return filepath.Join(b.profile, strings.Join([]string{s.name, side, part}, "-")+".pprof")
+}
+
 // startControllers starts the controllers under test.
 func (b *runner) startControllers(dir, kubeconfig string, s scenario, side side) (*process, error) {
+	profile := b.profileOf(s, side.name, side.part)
 	if side.part == partOurs {
-		args := []string{"-kubeconfig", kubeconfig}
-		if b.profile != "" {
-			args = append(args, "-profile", filepath.Join(b.profile, s.name+".pprof"))
-		}
-		return start(dir, side.part, args...)
+		return start(dir, profile, side.part, "-kubeconfig", kubeconfig)
 	}
 	kubeconfig, err := asControllerManager(kubeconfig)
 	if err != nil {
 		return nil, err
 	}
-	return start(dir, side.part, append([]string{
+	return start(dir, profile, side.part, append([]string{
 		"--kubeconfig=" + kubeconfig, "--controllers=" + strings.Join(upstreamControllers, ","),
 		"--leader-elect=false", "--secure-port=0",
 	}, side.args...)...)
@@ -317,7 +322,7 @@ func (b *runner) idle(ctx context.Context, s scenario) (*idleness, error) {
 	}
 	defer os.RemoveAll(dir)
 	b.progress.step("%s: starting weft-server", s.name)
-	server, kubeconfig, err := startCluster(ctx, dir, partServer)
+	server, kubeconfig, err := startCluster(ctx, dir, b.profileOf(s, weft.name, partServer), partServer)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,9 @@ import (
 // where it may keep its state.
 const stateDir = "WEFT_BENCH_STATE"
 
+// profileFile says to a part where its CPU profile goes.
+const profileFile = "WEFT_BENCH_PROFILE"
+
 type options struct {
 	scale     float64
 	scenarios string
@@ -67,13 +70,13 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		switch args[0] {
 		case partAPIServer:
-			return runAPIServer(ctx, args[1:])
+			return runPart(ctx, runAPIServer, args[1:])
 		case partServer:
-			return runServer(ctx, args[1:])
+			return runPart(ctx, runServer, args[1:])
 		case partOurs:
-			return runOurs(ctx, args[1:])
+			return runPart(ctx, runOurs, args[1:])
 		case partUpstream:
-			return runUpstream(ctx, args[1:])
+			return runPart(ctx, runUpstream, args[1:])
 		}
 	}
 	o, err := parse(args)
@@ -100,7 +103,7 @@ func parse(args []string) (options, error) {
 	flags.DurationVar(&o.timeout, "timeout", 30*time.Minute, "longest time for one scenario on one side")
 	flags.StringVar(&o.json, "json", "", "file for the results as JSON")
 	flags.StringVar(&o.dir, "dir", "/dev/shm", "directory of the store; in memory, so that the disk is not measured")
-	flags.StringVar(&o.profile, "profile", "", "directory for CPU profiles of Weft's controllers")
+	flags.StringVar(&o.profile, "profile", "", "directory for CPU profiles, named SCENARIO-SIDE-PART.pprof")
 	flags.IntVar(&o.parallel, "parallel", 32, "requests that simulated nodes and users have in flight")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), "Usage: bench [flags]\n\nCompares Weft's workload controllers with upstream's. Needs root.\n\n")

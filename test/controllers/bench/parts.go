@@ -40,6 +40,23 @@ const (
 	partUpstream  = "upstream"
 )
 
+// runPart runs a part in this process and writes its CPU profile, if there is
+// a file for it.
+func runPart(ctx context.Context, run func(context.Context, []string) error, args []string) error {
+	if name := os.Getenv(profileFile); name != "" {
+		file, err := os.Create(name)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		if err := pprof.StartCPUProfile(file); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	return run(ctx, args)
+}
+
 // serverAddress is the API server's; it must not be a loopback address.
 var serverAddress = netip.MustParseAddr("192.0.2.1")
 
@@ -175,7 +192,6 @@ func eventually(ctx context.Context, timeout time.Duration, f func() error) erro
 func runOurs(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(partOurs, flag.ContinueOnError)
 	kubeconfig := flags.String("kubeconfig", "", "administrator's kubeconfig")
-	profile := flags.String("profile", "", "file for a CPU profile")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -212,17 +228,6 @@ func runOurs(ctx context.Context, args []string) error {
 	}
 	shared.Start(ctx.Done())
 	defer shared.Shutdown()
-	if *profile != "" {
-		file, err := os.Create(*profile)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		if err := pprof.StartCPUProfile(file); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-	}
 	running, ctx := errgroup.WithContext(ctx)
 	for _, r := range runners {
 		running.Go(func() error { return r.Run(ctx) })

@@ -22,8 +22,9 @@ type process struct {
 	err  error
 }
 
-// start starts a part; what it writes goes to a file in dir.
-func start(dir, name string, args ...string) (*process, error) {
+// start starts a part; what it writes goes to a file in dir, its CPU profile
+// to the file profile, unless that is "".
+func start(dir, profile, name string, args ...string) (*process, error) {
 	log, err := os.Create(filepath.Join(dir, name+".log"))
 	if err != nil {
 		return nil, err
@@ -36,6 +37,7 @@ func start(dir, name string, args ...string) (*process, error) {
 		done: make(chan struct{}),
 	}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Env = append(os.Environ(), profileFile+"="+profile)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -130,8 +132,8 @@ func parsePeak(status string) (int64, error) {
 
 // startCluster starts a fresh API server, or a whole weft-server, in dir and
 // returns when its kubeconfig is there.
-func startCluster(ctx context.Context, dir, part string) (*process, string, error) {
-	p, err := start(dir, part, "-state-dir", dir)
+func startCluster(ctx context.Context, dir, profile, part string) (*process, string, error) {
+	p, err := start(dir, profile, part, "-state-dir", dir)
 	if err != nil {
 		return nil, "", err
 	}

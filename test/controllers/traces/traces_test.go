@@ -25,7 +25,6 @@ import (
 
 	"github.com/go-logr/logr"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/klog/v2"
 
 	"weft.dev/weft/controlplane/controllers/testcluster"
@@ -40,7 +39,6 @@ var (
 func init() {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	klog.SetLogger(logr.Discard())
-	watch.DefaultChanSize = 10000 // events that a watcher may be behind
 	// One of the handlers waits until some time after the last error, which
 	// may have been in another bubble's future.
 	utilruntime.ErrorHandlers = nil
