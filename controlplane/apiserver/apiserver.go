@@ -29,6 +29,8 @@ const readyPoll = 50 * time.Millisecond
 type Server struct {
 	chain    *aggregatorapiserver.APIAggregator
 	loopback *rest.Config
+	// serving is closed when the handlers are complete.
+	serving chan struct{}
 }
 
 // New builds the API server; the store must be there. Nothing is served
@@ -60,7 +62,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build API server: %w", err)
 	}
-	return &Server{chain: chain, loopback: chain.GenericAPIServer.LoopbackClientConfig}, nil
+	return &Server{chain: chain, loopback: chain.GenericAPIServer.LoopbackClientConfig, serving: make(chan struct{})}, nil
 }
 
 // complete turns flags into validated options.
@@ -86,12 +88,14 @@ func complete(ctx context.Context, args []string) (options.CompletedOptions, err
 	return completed, utilerrors.NewAggregate(completed.Validate())
 }
 
-// Run serves until ctx is done and requests in flight have been answered.
+// Run serves until ctx is done and requests in flight have been answered. It
+// may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	prepared, err := s.chain.PrepareRun()
 	if err != nil {
 		return fmt.Errorf("prepare API server: %w", err)
 	}
+	close(s.serving)
 	if err := prepared.Run(ctx); err != nil {
 		return fmt.Errorf("run API server: %w", err)
 	}
@@ -100,11 +104,14 @@ func (s *Server) Run(ctx context.Context) error {
 
 // LoopbackConfig returns a configuration for clients in this process, with
 // all rights and without a client-side rate limit: the server's own priority
-// and fairness protects it.
+// and fairness protects it. Its requests take no way over the network, see
+// inProcess.
 func (s *Server) LoopbackConfig() *rest.Config {
 	cfg := rest.CopyConfig(s.loopback)
 	cfg.QPS, cfg.Burst = -1, 0
 	cfg.RateLimiter = nil
+	cfg.TLSClientConfig = rest.TLSClientConfig{}
+	cfg.Transport = inProcess{s.chain.GenericAPIServer.Handler, s.serving}
 	return cfg
 }
 

@@ -1,0 +1,284 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+)
+
+// inProcess carries requests of clients in this process to the server's
+// handler, past sockets, TLS and HTTP/2, which would cost more than most
+// requests themselves. Authentication, authorization, flow control and all
+// other filters see them as they see any request.
+//
+// A watch has a goroutine of its own and a buffer for its reader. Every other
+// request is answered on the caller's goroutine, and its response is whole
+// when RoundTrip returns.
+type inProcess struct {
+	handler http.Handler
+	// ready is closed when the handler may be called.
+	ready <-chan struct{}
+}
+
+var (
+	errNotServing = errors.New("the API server in this process does not serve yet")
+	errAborted    = errors.New("the API server aborted the request")
+	errUpgrade    = errors.New("clients in the API server's process cannot upgrade connections")
+)
+
+// RoundTrip implements http.RoundTripper.
+func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
+	select {
+	case <-p.ready:
+	default:
+		return nil, errNotServing
+	}
+	if r.Header.Get("Upgrade") != "" {
+		return nil, errUpgrade
+	}
+	ctx, cancel := detach(r.Context())
+	if isEndless(r) {
+		return p.watch(ctx, cancel, r)
+	}
+	defer cancel()
+	w := &response{header: http.Header{}, body: &bytes.Buffer{}}
+	if err := serve(p.handler, w, incoming(ctx, r)); err != nil {
+		return nil, err
+	}
+	body := w.body.(*bytes.Buffer)
+	answer := w.answer(r, io.NopCloser(body))
+	answer.ContentLength = int64(body.Len())
+	return answer, nil
+}
+
+// watch returns when the handler has begun its answer.
+func (p inProcess) watch(ctx context.Context, cancel context.CancelFunc, r *http.Request) (*http.Response, error) {
+	s := newStream(cancel)
+	w := &response{header: http.Header{}, body: s, begun: make(chan struct{})}
+	go func() {
+		defer cancel()
+		err := serve(p.handler, w, incoming(ctx, r))
+		s.end(err)
+		w.begin(http.StatusOK)
+	}()
+	select {
+	case <-w.begun:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	answer := w.answer(r, s)
+	answer.ContentLength = -1
+	return answer, nil
+}
+
+// detach returns a context that ends with ctx but has none of its values: a
+// client may be called while another request is served, and the server keeps
+// what it knows of a request there.
+func detach(ctx context.Context) (context.Context, context.CancelFunc) {
+	inner, cancel := context.WithCancelCause(context.Background())
+	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	release := func() {}
+	if deadline, ok := ctx.Deadline(); ok {
+		inner, release = context.WithDeadline(inner, deadline)
+	}
+	return inner, func() {
+		stop()
+		release()
+		cancel(context.Canceled)
+	}
+}
+
+// isEndless reports whether the answer to r has no end of its own: a watch,
+// or a log that is followed.
+func isEndless(r *http.Request) bool {
+	if r.Method != http.MethodGet || r.URL.RawQuery == "" {
+		return false
+	}
+	query := r.URL.Query()
+	for _, name := range []string{"watch", "follow"} {
+		if yes, err := strconv.ParseBool(query.Get(name)); err == nil && yes {
+			return true
+		}
+	}
+	return false
+}
+
+// incoming is r as a server would have read it.
+func incoming(ctx context.Context, r *http.Request) *http.Request {
+	in := r.Clone(ctx)
+	in.RequestURI = r.URL.RequestURI()
+	in.RemoteAddr = "127.0.0.1:0"
+	in.Proto, in.ProtoMajor, in.ProtoMinor = "HTTP/2.0", 2, 0
+	if in.Host == "" {
+		in.Host = r.URL.Host
+	}
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	return in
+}
+
+// serve calls the handler; http.ErrAbortHandler, with which handlers break a
+// connection, and other panics become errors.
+func serve(handler http.Handler, w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		switch p := recover(); p {
+		case nil:
+		case http.ErrAbortHandler:
+			err = errAborted
+		default:
+			err = fmt.Errorf("the API server panicked: %v", p)
+		}
+	}()
+	handler.ServeHTTP(w, r)
+	return nil
+}
+
+// response is what a handler writes to.
+type response struct {
+	header http.Header
+	body   io.Writer
+	once   sync.Once
+	status int
+	sent   http.Header
+	begun  chan struct{} // nil if nobody waits for it
+}
+
+func (w *response) Header() http.Header { return w.header }
+
+func (w *response) WriteHeader(status int) {
+	if status >= 200 { // informational ones may precede the real one
+		w.begin(status)
+	}
+}
+
+func (w *response) begin(status int) {
+	w.once.Do(func() {
+		w.status, w.sent = status, w.header
+		if w.begun != nil {
+			// The handler may go on changing its own.
+			w.sent = w.header.Clone()
+			close(w.begun)
+		}
+	})
+}
+
+func (w *response) Write(data []byte) (int, error) {
+	w.begin(http.StatusOK)
+	return w.body.Write(data)
+}
+
+// Flush implements http.Flusher.
+func (w *response) Flush() {
+	w.begin(http.StatusOK)
+	if s, ok := w.body.(*stream); ok {
+		s.flush()
+	}
+}
+
+// CloseNotify implements http.CloseNotifier, without which the server's
+// filters hide Flush. Handlers look at the request's context instead.
+func (w *response) CloseNotify() <-chan bool { return nil }
+
+func (w *response) answer(r *http.Request, body io.ReadCloser) *http.Response {
+	w.begin(http.StatusOK)
+	return &http.Response{
+		Status:     strconv.Itoa(w.status) + " " + http.StatusText(w.status),
+		StatusCode: w.status,
+		Proto:      "HTTP/2.0",
+		ProtoMajor: 2,
+		Header:     w.sent,
+		Body:       body,
+		Request:    r,
+	}
+}
+
+// streamLimit is how many bytes a reader may be behind before the writer
+// waits. The server ends watches that wait for long.
+const streamLimit = 1 << 20
+
+// stream is the body of a watch. What is written can be read once it is
+// flushed, so that a reader wakes up once for several events.
+type stream struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	data    bytes.Buffer
+	flushed int // bytes at the head of data that may be read
+	err     error
+	ended   bool
+	cancel  context.CancelFunc
+}
+
+func newStream(cancel context.CancelFunc) *stream {
+	s := &stream{cancel: cancel}
+	s.changed.L = &s.mu
+	return s
+}
+
+// Write implements io.Writer.
+func (s *stream) Write(data []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.data.Len() > streamLimit && !s.ended {
+		s.publish()
+		s.changed.Wait()
+	}
+	if s.ended {
+		return 0, io.ErrClosedPipe
+	}
+	return s.data.Write(data)
+}
+
+func (s *stream) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.publish()
+}
+
+// publish lets the reader have all there is.
+func (s *stream) publish() {
+	s.flushed = s.data.Len()
+	s.changed.Broadcast()
+}
+
+// end ends the stream; the reader gets what is left, then err, or io.EOF for nil.
+func (s *stream) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	s.ended, s.err = true, err
+	if err == nil {
+		s.err = io.EOF
+	}
+	s.publish()
+}
+
+// Read implements io.Reader.
+func (s *stream) Read(data []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.flushed == 0 && !s.ended {
+		s.changed.Wait()
+	}
+	if s.flushed == 0 {
+		return 0, s.err
+	}
+	n, _ := s.data.Read(data[:min(len(data), s.flushed)]) // a buffer that holds that much: no error
+	s.flushed -= n
+	s.changed.Broadcast()
+	return n, nil
+}
+
+// Close ends the request.
+func (s *stream) Close() error {
+	s.cancel()
+	s.end(http.ErrBodyReadAfterClose)
+	return nil
+}

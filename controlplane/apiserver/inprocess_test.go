@@ -1,0 +1,196 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func ready() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+// ask sends a request to a handler in this process.
+func ask(t *testing.T, ctx context.Context, handler http.HandlerFunc, method, path, body string) (*http.Response, error) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(ctx, method, "https://localhost:6443"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inProcess{handler, ready()}.RoundTrip(r)
+}
+
+func TestARequestReachesTheHandlerAsOverTheNetwork(t *testing.T) {
+	response, err := ask(t, t.Context(), func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if r.Method != "POST" || r.RequestURI != "/api/v1/pods?dryRun=All" || r.Host != "localhost:6443" || string(body) != "a pod" {
+			t.Errorf("got %s %s for host %q with %q", r.Method, r.RequestURI, r.Host, body)
+		}
+		w.Header().Set("Content-Type", "text/plain")
+		w.WriteHeader(http.StatusCreated)
+		w.WriteHeader(http.StatusTeapot)
+		io.WriteString(w, "made")
+	}, "POST", "/api/v1/pods?dryRun=All", "a pod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(response.Body)
+	if err != nil || string(body) != "made" || response.StatusCode != 201 || response.ContentLength != 4 || response.Header.Get("Content-Type") != "text/plain" {
+		t.Errorf("got %q of %d bytes, %v, %v, %v", body, response.ContentLength, response.Status, response.Header, err)
+	}
+}
+
+func TestRequestsThatCannotBeAnswered(t *testing.T) {
+	aborts := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+	panics := func(http.ResponseWriter, *http.Request) { panic("no") }
+	for _, c := range []struct {
+		name    string
+		handler http.HandlerFunc
+		path    string
+		want    string
+	}{
+		{"the handler breaks the connection", aborts, "/", errAborted.Error()},
+		{"the handler panics", panics, "/", "the API server panicked: no"},
+		{"the handler of a watch breaks the connection", aborts, "/?watch=1", errAborted.Error()},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			response, err := ask(t, t.Context(), c.handler, "GET", c.path, "")
+			if err == nil {
+				_, err = io.ReadAll(response.Body)
+			}
+			if err == nil || err.Error() != c.want {
+				t.Errorf("got error %v, want %s", err, c.want)
+			}
+		})
+	}
+	r, err := http.NewRequest("GET", "https://localhost/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (inProcess{http.NotFoundHandler(), make(chan struct{})}).RoundTrip(r); !errors.Is(err, errNotServing) {
+		t.Errorf("before the server serves: got error %v", err)
+	}
+	r.Header.Set("Upgrade", "websocket")
+	if _, err := (inProcess{http.NotFoundHandler(), ready()}).RoundTrip(r); !errors.Is(err, errUpgrade) {
+		t.Errorf("an upgrade: got error %v", err)
+	}
+}
+
+func TestTheHandlerKnowsTheCallersTimeButNotItsValues(t *testing.T) {
+	type key struct{}
+	ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), key{}, "of another request"), time.Hour)
+	defer cancel()
+	_, err := ask(t, ctx, func(_ http.ResponseWriter, r *http.Request) {
+		want, _ := ctx.Deadline()
+		if got, ok := r.Context().Deadline(); !ok || !got.Equal(want) {
+			t.Errorf("the deadline is %v, not %v", got, want)
+		}
+		if v := r.Context().Value(key{}); v != nil {
+			t.Errorf("the handler sees %v", v)
+		}
+		cancel()
+		<-r.Context().Done()
+	}, "GET", "/", "")
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWatchesStreamUntilSomebodyEndsThem(t *testing.T) {
+	frames := make(chan string)
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
+		for {
+			select {
+			case frame, ok := <-frames:
+				if !ok {
+					return
+				}
+				io.WriteString(w, frame)
+				w.(http.Flusher).Flush()
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}
+	read := func(t *testing.T, body io.Reader) string {
+		t.Helper()
+		data := make([]byte, 100)
+		n, err := body.Read(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data[:n])
+	}
+	synctest.Test(t, func(t *testing.T) {
+		frames = make(chan string)
+		for _, path := range []string{"/api/v1/pods?watch=true", "/api/v1/namespaces/a/pods/b/log?follow=1"} {
+			response, err := ask(t, t.Context(), handler, "GET", path, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			frames <- "one"
+			if got := read(t, response.Body); got != "one" {
+				t.Errorf("read %q", got)
+			}
+			response.Body.Close()
+			if _, err := response.Body.Read(make([]byte, 1)); err == nil {
+				t.Error("read from a closed body")
+			}
+		}
+		// synctest fails the test if a handler goes on after its body is closed.
+	})
+	synctest.Test(t, func(t *testing.T) {
+		frames = make(chan string)
+		response, err := ask(t, t.Context(), handler, "GET", "/?watch=true", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		frames <- "last"
+		close(frames)
+		if body, err := io.ReadAll(response.Body); err != nil || string(body) != "last" {
+			t.Errorf("read %q, %v", body, err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		frames = make(chan string)
+		ctx, cancel := context.WithCancel(t.Context())
+		response, err := ask(t, ctx, handler, "GET", "/?watch=true", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		io.ReadAll(response.Body) // ends
+	})
+}
+
+func TestAWatchThatNobodyReadsHoldsItsWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		written := 0
+		response, err := ask(t, t.Context(), func(w http.ResponseWriter, r *http.Request) {
+			for range 100 {
+				n, _ := w.Write(make([]byte, streamLimit/10))
+				written += n
+			}
+		}, "GET", "/?watch=true", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if written > streamLimit+streamLimit/5 {
+			t.Errorf("%d bytes wait to be read", written)
+		}
+		body, err := io.ReadAll(response.Body)
+		if err != nil || len(body) != 100*(streamLimit/10) || !bytes.Equal(body, make([]byte, len(body))) {
+			t.Errorf("read %d bytes, %v", len(body), err)
+		}
+	})
+}
