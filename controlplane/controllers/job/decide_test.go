@@ -112,6 +112,8 @@ func TestWhichIndexes(t *testing.T) {
 		{"takes away the younger of two of an index", jobOf(5, 5, indexed),
 			[]*corev1.Pod{pod("a", atIndex(1)), pod("b", atIndex(1), pending)}, "discard b"},
 		{"takes away an index that is too high", jobOf(2, 2, indexed), []*corev1.Pod{pod("a", atIndex(0)), pod("b", atIndex(2))}, "discard b"},
+		{"takes away the lowest of indexes that are equally far, as upstream does", jobOf(3, 1, indexed),
+			[]*corev1.Pod{pod("c", atIndex(0)), pod("b", atIndex(1)), pod("a", atIndex(2))}, "discard b c"},
 		{"takes away a pod without an index", jobOf(2, 2, indexed), []*corev1.Pod{pod("a")}, "discard a"},
 		{"a Job that shrinks forgets the indexes above", jobOf(2, 2, indexed, completedIndexes("0,4-7")), nil, "create 1"},
 		{"a Job that grows has more", jobOf(4, 4, indexed, completedIndexes("0,1")), nil, "create 2 3"},

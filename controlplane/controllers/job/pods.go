@@ -138,6 +138,7 @@ func restarts(pod *corev1.Pod) int32 {
 
 // byProgress orders active pods by what their loss costs, least first: without
 // a node, pending, not ready, ready for a shorter time, restarted more often, younger.
+// Of equals the lowest index goes first, as with upstream.
 func byProgress(a, b *corev1.Pod) int {
 	aSince, aReady := reconcile.ReadySince(a)
 	bSince, bReady := reconcile.ReadySince(b)
@@ -152,6 +153,7 @@ func byProgress(a, b *corev1.Pod) int {
 	return cmp.Or(order,
 		cmp.Compare(restarts(b), restarts(a)),
 		b.CreationTimestamp.Compare(a.CreationTimestamp.Time),
+		cmp.Compare(indexOf(a), indexOf(b)),
 		cmp.Compare(a.UID, b.UID),
 	)
 }

@@ -50,7 +50,10 @@ func settle(p plan, out outcome, now time.Time) settlement {
 	counting := p.countDown(&status, out)
 	release := p.countIn(&status, counting, out)
 	p.conclude(&status, counting.Len() == 0, now)
-	return settlement{status, release, isUrgent(p.job, status)}
+	// A failed pod that is released because it has a replacement would have to
+	// wait for the next one if that is taken away now.
+	losesReplacement := p.Discard && len(release) > 0
+	return settlement{status, release, losesReplacement || isUrgent(p.job, status)}
 }
 
 // countDown counts the pods in uncountedTerminatedPods that have lost their

@@ -142,6 +142,8 @@ func TestOnlyNewNumbersCanWait(t *testing.T) {
 		{"a count is not", jobOf(9, 9, seen, started(0)), []*corev1.Pod{pod("a", succeeded)}, false},
 		{"a new condition is", jobOf(1, 1, seen, started(0)), []*corev1.Pod{pod("a", succeeded)}, true},
 		{"a new start is", jobOf(9, 9, seen), nil, true},
+		{"a failed pod is whose replacement is taken away, since it would wait for another", jobOf(1, 0, limitPerIndex(1), seen, started(0)),
+			[]*corev1.Pod{pod("a", atIndex(0), failed), pod("b", atIndex(0), afterFailures(1))}, true},
 		{"a Job that is being deleted is", jobOf(9, 9, seen, started(0), isDeleted), []*corev1.Pod{pod("a", succeeded)}, true},
 	}
 	for _, c := range cases {
