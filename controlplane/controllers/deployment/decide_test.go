@@ -318,3 +318,34 @@ func TestFailureOfTheNewSetIsTheDeployments(t *testing.T) {
 		t.Errorf("failure %+v", failure)
 	}
 }
+
+func TestWhatIsWrittenWithoutDelay(t *testing.T) {
+	status := func(replicas, updated, available, terminating int32, conditions ...appsv1.DeploymentCondition) appsv1.DeploymentStatus {
+		return appsv1.DeploymentStatus{ObservedGeneration: 1, Replicas: replicas, UpdatedReplicas: updated, AvailableReplicas: available, TerminatingReplicas: &terminating, Conditions: conditions}
+	}
+	progress := func(reason string, status corev1.ConditionStatus) appsv1.DeploymentCondition {
+		return appsv1.DeploymentCondition{Type: appsv1.DeploymentProgressing, Reason: reason, Status: status}
+	}
+	collided := status(3, 0, 3, 0)
+	collided.CollisionCount = new(int32(1))
+	cases := []struct {
+		name     string
+		old, new appsv1.DeploymentStatus
+		want     bool
+	}{
+		{"the rollout is complete", status(4, 3, 4, 0), status(3, 3, 3, 1), true},
+		{"one more pod is of the new template", status(4, 1, 4, 0), status(4, 2, 4, 0), false},
+		{"the last old pod has ended", status(3, 3, 3, 1), status(3, 3, 3, 0), false},
+		{"it goes on", status(3, 0, 3, 0, progress(reasonSetCreated, "True")), status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), false},
+		{"it has missed its deadline", status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), status(4, 1, 3, 0, progress(reasonTimedOut, "False")), true},
+		{"the first condition is known", status(3, 0, 3, 0), status(3, 0, 3, 0, progress(reasonSetCreated, "True")), true},
+		{"the name of the new set is taken", status(3, 0, 3, 0), collided, true},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if got := isUrgent(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Generation: 1}, Spec: appsv1.DeploymentSpec{Replicas: new(int32(3))}, Status: c.old}, c.new); got != c.want {
+				t.Errorf("urgent: %v", got)
+			}
+		})
+	}
+}

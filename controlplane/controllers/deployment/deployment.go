@@ -43,6 +43,7 @@ type Controller struct {
 	setsOf          reconcile.ByController[*appsv1.ReplicaSet]
 	podsOf          reconcile.ByController[*corev1.Pod]
 	fence           reconcile.Fence
+	pace            reconcile.Pace
 }
 
 // --- What it watches ---
@@ -118,6 +119,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	d, err := c.deployments.Deployments(key.Namespace).Get(key.Name)
 	if apierrors.IsNotFound(err) {
 		c.fence.Forget(key)
+		c.pace.Forget(key)
 		return nil
 	}
 	if err != nil {
@@ -142,7 +144,7 @@ func (c *Controller) refuseAll(ctx context.Context, d *appsv1.Deployment) error 
 	c.events.Warning(d, "SelectingAll", "This deployment is selecting all pods. A non-empty selector is required.")
 	status := d.Status
 	status.ObservedGeneration = d.Generation
-	return c.updateStatus(ctx, reconcile.KeyOf(d), d, "", status)
+	return c.writeStatus(ctx, reconcile.KeyOf(d), d, "", status)
 }
 
 // claim returns the Deployment's sets, after adoption and release.
@@ -186,7 +188,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, d *
 			if failed == nil {
 				return err
 			}
-			return errors.Join(err, c.updateStatus(ctx, key, d, "", *failed))
+			return errors.Join(err, c.writeStatus(ctx, key, d, "", *failed))
 		}
 	}
 	for _, set := range plan.Update {
@@ -251,19 +253,38 @@ func (c *Controller) collision(ctx context.Context, d *appsv1.Deployment, set *a
 	return &status, exists
 }
 
-// updateStatus writes the status and the revision annotation in one request; a
-// revision of "" is left as it is.
+// updateStatus writes the status, or has the Deployment looked at again when
+// its status must wait no longer.
 func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus) error {
-	sameRevision := revision == "" || d.Annotations[annotationRevision] == revision
-	if sameRevision && equality.Semantic.DeepEqual(d.Status, status) {
+	if !isUrgent(d, status) && !isReported(d, revision, status) {
+		if wait := c.pace.Hold(key, time.Now()); wait > 0 {
+			c.AddAfter(key, wait)
+			return nil
+		}
+	}
+	return c.writeStatus(ctx, key, d, revision, status)
+}
+
+// isReported reports whether d says all there is to say; a revision of "" is
+// left as it is.
+func isReported(d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus) bool {
+	return (revision == "" || d.Annotations[annotationRevision] == revision) && equality.Semantic.DeepEqual(d.Status, status)
+}
+
+// writeStatus writes the status and the revision annotation in one request.
+func (c *Controller) writeStatus(ctx context.Context, key types.NamespacedName, d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus) error {
+	if isReported(d, revision, status) {
+		c.pace.Forget(key)
 		return nil
 	}
 	updated := *d
 	updated.Status = status
-	if !sameRevision {
+	if revision != "" {
 		updated.Annotations = withEntry(d.Annotations, annotationRevision, revision)
 	}
+	begin := time.Now()
 	written, err := c.client.AppsV1().Deployments(d.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
+	c.pace.Wrote(key, time.Since(begin))
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 )
 
 // Reasons of conditions, as upstream spells them: kubectl decides by some.
@@ -59,6 +60,28 @@ func isComplete(d *appsv1.Deployment, status appsv1.DeploymentStatus) bool {
 	want := *d.Spec.Replicas
 	return status.UpdatedReplicas == want && status.Replicas == want && status.AvailableReplicas == want &&
 		status.ObservedGeneration >= d.Generation
+}
+
+// isUrgent reports whether d's new status must not wait for others to share
+// its write: the rollout is complete, a condition has become true or false, or the
+// next attempt to make a set depends on it. How many pods still terminate is
+// never urgent.
+func isUrgent(d *appsv1.Deployment, status appsv1.DeploymentStatus) bool {
+	old := d.Status
+	if !ptr.Equal(old.CollisionCount, status.CollisionCount) || !equalStatuses(old.Conditions, status.Conditions) {
+		return true
+	}
+	isNews := status.Replicas != old.Replicas || status.UpdatedReplicas != old.UpdatedReplicas ||
+		status.AvailableReplicas != old.AvailableReplicas || status.ObservedGeneration != old.ObservedGeneration
+	return isNews && isComplete(d, status)
+}
+
+// equalStatuses reports whether the same conditions are true in a and b.
+func equalStatuses(a, b []appsv1.DeploymentCondition) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(c appsv1.DeploymentCondition) bool {
+		other := find(b, c.Type)
+		return other == nil || other.Status != c.Status
+	})
 }
 
 // hasDeadline reports whether lack of progress is an error.

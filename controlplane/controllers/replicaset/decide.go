@@ -6,6 +6,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -103,4 +104,17 @@ func withFailure(status appsv1.ReplicaSetStatus, reason string, err error, now t
 		})
 	}
 	return status
+}
+
+// isUrgent reports whether rs's new status must not wait for others to share
+// its write: the set has become what its spec asks for, or has failed, or has
+// recovered. How many of its pods still terminate is never urgent.
+func isUrgent(rs *appsv1.ReplicaSet, status appsv1.ReplicaSetStatus) bool {
+	old, want := rs.Status, *rs.Spec.Replicas
+	if !equality.Semantic.DeepEqual(old.Conditions, status.Conditions) {
+		return true
+	}
+	isNews := status.Replicas != old.Replicas || status.ReadyReplicas != old.ReadyReplicas ||
+		status.AvailableReplicas != old.AvailableReplicas || status.ObservedGeneration != old.ObservedGeneration
+	return isNews && status.Replicas == want && status.ReadyReplicas == want && status.AvailableReplicas == want
 }

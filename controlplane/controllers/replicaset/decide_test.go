@@ -174,3 +174,33 @@ func TestFailureConditionStandsUntilAStepSucceeds(t *testing.T) {
 		t.Errorf("condition outlived the failure: %+v", well.Conditions)
 	}
 }
+
+func TestWhatIsWrittenWithoutDelay(t *testing.T) {
+	status := func(replicas, ready, available, terminating int32, generation int64) appsv1.ReplicaSetStatus {
+		return appsv1.ReplicaSetStatus{Replicas: replicas, ReadyReplicas: ready, AvailableReplicas: available, TerminatingReplicas: &terminating, ObservedGeneration: generation}
+	}
+	failed := status(1, 1, 1, 0, 2)
+	failed.Conditions = []appsv1.ReplicaSetCondition{{Type: appsv1.ReplicaSetReplicaFailure, Status: "True"}}
+	cases := []struct {
+		name     string
+		old, new appsv1.ReplicaSetStatus
+		want     bool
+	}{
+		{"the last of three pods becomes available", status(3, 3, 2, 0, 2), status(3, 3, 3, 0, 2), true},
+		{"the second of three pods becomes ready", status(3, 1, 1, 0, 2), status(3, 2, 2, 0, 2), false},
+		{"a pod is made", status(1, 0, 0, 0, 2), status(2, 0, 0, 0, 2), false},
+		{"the set is smaller as asked, while a pod terminates", status(4, 4, 4, 0, 2), status(3, 3, 3, 1, 2), true},
+		{"a pod has ended at last", status(3, 3, 3, 1, 2), status(3, 3, 3, 0, 2), false},
+		{"a new spec is seen, and fulfilled already", status(3, 3, 3, 0, 1), status(3, 3, 3, 0, 2), true},
+		{"pods cannot be made", status(1, 1, 1, 0, 2), failed, true},
+		{"pods can be made again", failed, status(2, 1, 1, 0, 2), true},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			rs := &appsv1.ReplicaSet{Spec: appsv1.ReplicaSetSpec{Replicas: new(int32(3))}, Status: c.old}
+			if got := isUrgent(rs, c.new); got != c.want {
+				t.Errorf("urgent: %v", got)
+			}
+		})
+	}
+}

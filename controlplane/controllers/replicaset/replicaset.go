@@ -29,6 +29,7 @@ type Controller struct {
 	writer    reconcile.PodWriter
 	fence     reconcile.Fence
 	deletions reconcile.Deletions
+	pace      reconcile.Pace
 }
 
 // --- What it watches ---
@@ -79,6 +80,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	if apierrors.IsNotFound(err) {
 		c.fence.Forget(key)
 		c.deletions.Forget(key)
+		c.pace.Forget(key)
 		return nil
 	}
 	if err != nil {
@@ -155,11 +157,22 @@ func (c *Controller) create(ctx context.Context, key types.NamespacedName, set s
 	return err
 }
 
+// updateStatus writes the status, or has the set looked at again when its
+// status must wait no longer.
 func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, set set, status appsv1.ReplicaSetStatus) error {
 	if equality.Semantic.DeepEqual(set.Status, status) {
+		c.pace.Forget(key)
 		return nil
 	}
+	begin := time.Now()
+	if !isUrgent(set.ReplicaSet, status) {
+		if wait := c.pace.Hold(key, begin); wait > 0 {
+			c.AddAfter(key, wait)
+			return nil
+		}
+	}
 	version, err := c.kind.updateStatus(ctx, set, status)
+	c.pace.Wrote(key, time.Since(begin))
 	if err != nil {
 		if apierrors.IsNotFound(err) {
 			return nil

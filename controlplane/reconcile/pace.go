@@ -1,0 +1,58 @@
+package reconcile
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// How long a status that nobody waits for is held back: so many times what a
+// write takes, within limits. With an idle API server that is too short to be
+// noticed; the busier it is, the more changes share one write.
+const (
+	holdFactor   = 20
+	shortestHold = 50 * time.Millisecond
+	longestHold  = 500 * time.Millisecond
+)
+
+// Pace folds writes of statuses that change often: counts on their way to a
+// goal, while many pods are made or become ready. What ends a change, or tells
+// of a failure, is written at once and not held. The zero Pace is ready for use.
+type Pace struct {
+	mu   sync.Mutex
+	due  map[types.NamespacedName]time.Time
+	took time.Duration // by a write, smoothed
+}
+
+// Hold returns how long the status of key may still wait to be written, from
+// the first time that it differs; 0 says that it must be written now.
+func (p *Pace) Hold(key types.NamespacedName, now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	due, held := p.due[key]
+	if !held {
+		due = now.Add(min(max(holdFactor*p.took, shortestHold), longestHold))
+		if p.due == nil {
+			p.due = map[types.NamespacedName]time.Time{}
+		}
+		p.due[key] = due
+	}
+	return max(due.Sub(now), 0)
+}
+
+// Wrote records that key's status has been written, and how long that took.
+func (p *Pace) Wrote(key types.NamespacedName, took time.Duration) {
+	const weight = 8 // of what was measured before
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.due, key)
+	p.took += (took - p.took) / weight
+}
+
+// Forget drops key: it is gone, or there is nothing to write.
+func (p *Pace) Forget(key types.NamespacedName) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.due, key)
+}
