@@ -32,13 +32,22 @@ type side struct {
 	isLimited bool
 }
 
+// server is the part that runs the API server for this side.
+func (s side) server() string {
+	if s.part == partWeft {
+		return partWeft
+	}
+	return partAPIServer
+}
+
 var (
-	weft   = side{name: "weft", part: partOurs}
+	weft   = side{name: "weft", part: partWeft}
+	apart  = side{name: "apart", part: partOurs}
 	lifted = side{name: "lifted", part: partUpstream, args: []string{"--kube-api-qps=100000", "--kube-api-burst=100000"}}
 	// limited is as it comes: 20 requests per second and controller, bursts of 30.
 	limited = side{name: "default", part: partUpstream, isLimited: true}
 
-	sides = []side{weft, lifted, limited}
+	sides = []side{weft, apart, lifted, limited}
 )
 
 // chosenSides returns the sides of a comma-separated list of names, in the
@@ -52,7 +61,7 @@ func chosenSides(list string) ([]side, error) {
 		}
 	}
 	if len(picked) != len(names) {
-		return nil, fmt.Errorf("-sides: %q must be some of weft, lifted, default", list)
+		return nil, fmt.Errorf("-sides: %q must be some of weft, apart, lifted, default", list)
 	}
 	return picked, nil
 }
@@ -70,12 +79,13 @@ type measurement struct {
 	// Writes and Reads sum them up, without watches.
 	Writes int `json:"writes"`
 	Reads  int `json:"reads"`
-	// CPUSeconds is what the controllers' process used, user and system.
+	// CPUSeconds is what the controllers used, user and system.
 	CPUSeconds float64 `json:"cpuSeconds"`
-	// PeakBytes is the largest resident size of the controllers' process.
+	// TotalCPUSeconds is what store, API server and controllers used.
+	TotalCPUSeconds float64 `json:"totalCPUSeconds"`
+	// PeakBytes is the largest resident size of store, API server and
+	// controllers together.
 	PeakBytes int64 `json:"peakBytes"`
-	// ServerCPUSeconds is what store and API server used.
-	ServerCPUSeconds float64 `json:"serverCPUSeconds"`
 }
 
 // runner runs scenarios.
@@ -121,7 +131,7 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 		return m, err
 	}
 	defer os.RemoveAll(dir)
-	server, kubeconfig, err := startCluster(ctx, dir, b.profileOf(s, side.name, partAPIServer), partAPIServer)
+	server, kubeconfig, err := startCluster(ctx, dir, b.profileOf(s, side.name, side.server()), side.server())
 	if err != nil {
 		return m, err
 	}
@@ -136,7 +146,7 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 		}
 	}
 	b.progress.step("%s: starting the controllers", title)
-	controllers, err := b.startControllers(dir, kubeconfig, s, side)
+	controllers, err := b.startControllers(ctx, dir, kubeconfig, s, side)
 	if err != nil {
 		return m, err
 	}
@@ -169,7 +179,7 @@ func (b *runner) prepare(ctx context.Context, s scenario, w *world, dir, kubecon
 	if side.isLimited {
 		side = lifted
 	}
-	controllers, err := b.startControllers(dir, kubeconfig, s, side)
+	controllers, err := b.startControllers(ctx, dir, kubeconfig, s, side)
 	if err != nil {
 		return err
 	}
@@ -213,8 +223,25 @@ func (b *runner) profileOf(s scenario, side, part string) string {
 	return filepath.Join(b.profile, strings.Join([]string{s.name, side, part}, "-")+".pprof")
 }
 
+// underTest are controllers that run, in a process of their own or not.
+type underTest interface {
+	// alive returns an error if they have ended.
+	alive() error
+	// tail is the end of their log.
+	tail() string
+	// cpu returns how long they have run on a processor.
+	cpu() (time.Duration, error)
+	// peakMemory returns the largest resident size of their own process so
+	// far, in bytes; 0 if they have none.
+	peakMemory() (int64, error)
+	stop()
+}
+
 // startControllers starts the controllers under test.
-func (b *runner) startControllers(dir, kubeconfig string, s scenario, side side) (*process, error) {
+func (b *runner) startControllers(ctx context.Context, dir, kubeconfig string, s scenario, side side) (underTest, error) {
+	if side.part == partWeft {
+		return startInside(ctx, dir)
+	}
 	profile := b.profileOf(s, side.name, side.part)
 	if side.part == partOurs {
 		return start(dir, profile, side.part, "-kubeconfig", kubeconfig)
@@ -247,30 +274,33 @@ func asControllerManager(admin string) (string, error) {
 
 // state is what has been used up to a moment.
 type state struct {
-	at             time.Time
-	calls          calls
-	cpu, serverCPU time.Duration
-	peak           int64
+	at            time.Time
+	calls         calls
+	cpu, totalCPU time.Duration
+	peak          int64
 }
 
-func observe(ctx context.Context, w *world, server, controllers *process) (state, error) {
+func observe(ctx context.Context, w *world, server *process, controllers underTest) (state, error) {
 	var s state
 	all, err := served(ctx, w.client)
 	if err != nil {
 		return s, err
 	}
 	s.calls = all.minus(w.sent.snapshot())
-	var errs [3]error
-	s.cpu, errs[0] = controllers.cpu()
-	s.serverCPU, errs[1] = server.cpu()
-	s.peak, errs[2] = controllers.peakMemory()
-	s.at = time.Now()
-	return s, errors.Join(errs[:]...)
+	cpu, err1 := controllers.cpu()
+	serverCPU, err2 := server.cpu()
+	peak, err3 := controllers.peakMemory()
+	serverPeak, err4 := server.peakMemory()
+	s.at, s.cpu, s.totalCPU, s.peak = time.Now(), cpu, serverCPU, serverPeak+peak
+	if peak > 0 { // a process of their own
+		s.totalCPU += cpu
+	}
+	return s, errors.Join(err1, err2, err3, err4)
 }
 
 // settle waits until the controllers have written nothing for a second, or for
 // ten seconds, so that what they do late counts too.
-func settle(ctx context.Context, w *world, server, controllers *process) (state, error) {
+func settle(ctx context.Context, w *world, server *process, controllers underTest) (state, error) {
 	last, err := observe(ctx, w, server, controllers)
 	for range 10 {
 		if err != nil {
@@ -299,7 +329,7 @@ func (m *measurement) fill(before, after state) {
 	}
 	m.Writes, m.Reads = used.writes(), used.reads()
 	m.CPUSeconds = (after.cpu - before.cpu).Seconds()
-	m.ServerCPUSeconds = (after.serverCPU - before.serverCPU).Seconds()
+	m.TotalCPUSeconds = (after.totalCPU - before.totalCPU).Seconds()
 	m.PeakBytes = after.peak
 }
 

@@ -1,17 +1,24 @@
 // Command bench measures Weft's workload controllers against those of
 // upstream's kube-controller-manager, doing the same work.
 //
-//	bench (users and nodes) ──► apiserver ◄── ours | upstream | upstream, limits lifted
-//	  creates and edits objects   etcd and      the controllers under test, in a
-//	  binds pods, reports them    API server    process of their own
+//	bench (users and nodes) ──► etcd and API server ◄── the controllers under test
+//	  creates and edits objects   as weft-server's
+//	  binds pods, reports them
 //	  Running or Succeeded
+//
+//	side      the controllers under test
+//	weft      Weft's, in the API server's process, as weft-server runs them
+//	apart     Weft's, in a process of their own, clients over the network
+//	lifted    upstream's, in a process of their own, without client limits
+//	default   upstream's, in a process of their own, as they come
 //
 // Every scenario runs once per side, each time on a fresh API server, started
 // as weft-server starts it, and with freshly started controllers. Upstream's
 // side is kube-controller-manager's own command with its workload controllers
 // enabled. Weft's is everything that controllers.New lists. Pods are bound by
 // the simulated nodes and not by a scheduler, so that nothing but the
-// controllers differs.
+// controllers differs. CPU time is that of the controllers; in the shared
+// process it is told apart by the labels of a CPU profile, see control.
 //
 // Everything runs in a network namespace of its own and leaves nothing behind.
 package main
@@ -73,6 +80,8 @@ func run(ctx context.Context, args []string) error {
 			return runPart(ctx, runAPIServer, args[1:])
 		case partServer:
 			return runPart(ctx, runServer, args[1:])
+		case partWeft:
+			return runWeft(ctx, args[1:])
 		case partOurs:
 			return runPart(ctx, runOurs, args[1:])
 		case partUpstream:
@@ -97,7 +106,7 @@ func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.Float64Var(&o.scale, "scale", 1, "multiplies every number of objects")
 	flags.StringVar(&o.scenarios, "scenarios", "", "comma-separated names of the scenarios to run (default: all): "+scenarioNames())
-	flags.StringVar(&o.sides, "sides", "weft,lifted,default", "comma-separated sides to run: Weft, upstream with its client limits lifted, upstream as it is")
+	flags.StringVar(&o.sides, "sides", "weft,lifted,default", "comma-separated sides to run: weft, as weft-server runs it; apart, Weft's controllers in a process of their own; lifted, upstream with its client limits lifted; default, upstream as it is")
 	flags.Float64Var(&o.patience, "patience", 6, "stop waiting for upstream with its default limits after this many times as long as Weft took")
 	flags.DurationVar(&o.idle, "idle", time.Minute, "how long to watch the idle server")
 	flags.DurationVar(&o.timeout, "timeout", 30*time.Minute, "longest time for one scenario on one side")

@@ -36,12 +36,13 @@ import (
 const (
 	partAPIServer = "apiserver"
 	partServer    = "server"
+	partWeft      = "weft"
 	partOurs      = "ours"
 	partUpstream  = "upstream"
 )
 
 // runPart runs a part in this process and writes its CPU profile, if there is
-// a file for it.
+// a file for it. partWeft needs its profile itself, see control.
 func runPart(ctx context.Context, run func(context.Context, []string) error, args []string) error {
 	if name := os.Getenv(profileFile); name != "" {
 		file, err := os.Create(name)
@@ -110,6 +111,25 @@ func runAPIServer(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	return serve(ctx, cfg, func(context.Context, *rest.Config) error { return nil })
+}
+
+// runWeft runs the same, and Weft's controllers in the same process when it is
+// told to, as weft-server does.
+func runWeft(ctx context.Context, args []string) error {
+	cfg, err := config(partWeft, args)
+	if err != nil {
+		return err
+	}
+	pprof.SetGoroutineLabels(serverLabel)
+	return serve(ctx, cfg, func(ctx context.Context, loopback *rest.Config) error {
+		return runControl(ctx, cfg.StateDir, loopback)
+	})
+}
+
+// serve runs the store and the API server, and beside them, once there is a
+// kubeconfig, what is given a configuration for clients in this process.
+func serve(ctx context.Context, cfg controlplane.Config, beside func(context.Context, *rest.Config) error) error {
 	pkiDir := filepath.Join(cfg.StateDir, "pki")
 	keys, err := pki.Open(pki.Config{
 		Dir:              pkiDir,
@@ -152,7 +172,12 @@ func runAPIServer(ctx context.Context, args []string) error {
 	}
 	serving, ctx := errgroup.WithContext(ctx)
 	serving.Go(func() error { return server.Run(ctx) })
-	serving.Go(func() error { return firstObjects(ctx, cfg, server, keys) })
+	serving.Go(func() error {
+		if err := firstObjects(ctx, cfg, server, keys); err != nil {
+			return err
+		}
+		return beside(ctx, server.LoopbackConfig())
+	})
 	return serving.Wait()
 }
 
@@ -187,8 +212,7 @@ func eventually(ctx context.Context, timeout time.Duration, f func() error) erro
 	}
 }
 
-// runOurs runs all of Weft's controllers, as weft-server does: each as the
-// service account of its name, on shared informers, with no limit of its own.
+// runOurs runs Weft's controllers as clients over the network.
 func runOurs(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(partOurs, flag.ContinueOnError)
 	kubeconfig := flags.String("kubeconfig", "", "administrator's kubeconfig")
@@ -199,6 +223,12 @@ func runOurs(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	return runControllers(ctx, admin)
+}
+
+// runControllers runs all of Weft's controllers, as weft-server does: each as
+// the service account of its name, on shared informers, with no limit of its own.
+func runControllers(ctx context.Context, admin *rest.Config) error {
 	client, err := kubernetes.NewForConfig(admin)
 	if err != nil {
 		return err
