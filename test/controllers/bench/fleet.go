@@ -4,13 +4,12 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -101,14 +100,19 @@ func nodeFor(pod *corev1.Pod, nodes []string) string {
 	return nodes[hash.Sum32()%uint32(len(nodes))]
 }
 
+// address is every pod's.
+const address = "10.244.0.9"
+
 func (f *fleet) run(ctx context.Context, pod *corev1.Pod) {
 	phase, ready := corev1.PodRunning, corev1.ConditionTrue
 	if _, ok := pod.Labels[runsToEnd]; ok {
 		phase, ready = corev1.PodSucceeded, corev1.ConditionFalse
 	}
-	patch := fmt.Sprintf(`{"status":{"phase":%q,"podIP":"10.244.0.9","podIPs":[{"ip":"10.244.0.9"}],"conditions":[{"type":"Ready","status":%q,"lastTransitionTime":%q}]}}`,
-		phase, ready, time.Now().UTC().Format(time.RFC3339))
-	_, err := f.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
+	report := *pod
+	report.ResourceVersion = "" // whatever others have changed meanwhile
+	report.Status.Phase, report.Status.PodIP, report.Status.PodIPs = phase, address, []corev1.PodIP{{IP: address}}
+	report.Status.Conditions = append(slices.Clone(pod.Status.Conditions), corev1.PodCondition{Type: corev1.PodReady, Status: ready, LastTransitionTime: metav1.Now()})
+	_, err := f.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, &report, metav1.UpdateOptions{})
 	f.check(ctx, "report", err)
 }
 
