@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -28,6 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	kubetesting "k8s.io/client-go/testing"
 
@@ -93,6 +95,28 @@ func (c *Cluster) Lag(f func() time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lag = f
+}
+
+// Unreliable returns another client of the same API server, for controllers
+// that are to be refused what users and nodes are not. It asks refuse before
+// every write that it makes; an error is the answer. It asks lose after every
+// accepted one; if that returns true, the answer is a time-out instead.
+func (c *Cluster) Unreliable(refuse func(kubetesting.Action) error, lose func(kubetesting.Action) bool) kubernetes.Interface {
+	client := &fake.Clientset{}
+	client.AddReactor("*", "*", func(action kubetesting.Action) (bool, runtime.Object, error) {
+		isWrite := !slices.Contains([]string{"get", "list", "watch"}, action.GetVerb())
+		if isWrite {
+			if err := refuse(action); err != nil {
+				return true, nil, err
+			}
+		}
+		object, err := c.Client.Invokes(action, nil)
+		if isWrite && err == nil && lose(action) {
+			return true, nil, apierrors.NewTimeoutError("the answer was lost", 0)
+		}
+		return true, object, err
+	})
+	return client
 }
 
 // Env returns what a controller of that name is made from.

@@ -13,7 +13,7 @@ import (
 
 // Nodes plays scheduler and node agents: every pod is bound to the node that
 // it asks for by name or node affinity, or to "node", is Ready after ready (never, if negative), and is
-// gone after stop from its deletion.
+// gone after stop from its deletion; if a finalizer keeps it, it has Failed by then.
 func (c *Cluster) Nodes(ready, stop time.Duration) {
 	c.t.Helper()
 	_, err := c.Informers.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -64,6 +64,9 @@ func wantedNode(pod *corev1.Pod) string {
 
 func (c *Cluster) stopPod(pod *corev1.Pod, after time.Duration) {
 	if c.wait(after) {
+		if len(pod.Finalizers) > 0 && !reconcile.IsFinished(pod) { // else nobody would see it
+			c.SetPhase(pod, corev1.PodFailed)
+		}
 		_ = c.Client.CoreV1().Pods(pod.Namespace).Delete(background, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
 	}
 }
@@ -78,13 +81,17 @@ func (c *Cluster) wait(d time.Duration) bool {
 	}
 }
 
-// SetReady writes the pod's Ready condition.
+// SetReady writes the pod's Ready condition. A pod that has finished stays not
+// ready, as node agents report it.
 func (c *Cluster) SetReady(pod *corev1.Pod, ready bool) {
 	status := corev1.ConditionFalse
 	if ready {
 		status = corev1.ConditionTrue
 	}
 	c.changeStatus(pod, func(p *corev1.Pod) {
+		if ready && reconcile.IsFinished(p) {
+			return
+		}
 		p.Status.Conditions = slices.DeleteFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady })
 		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.Now()})
 	})

@@ -16,16 +16,15 @@ import (
 	"k8s.io/kubernetes/pkg/controller/daemon"
 
 	weftdaemonset "weft.dev/weft/controlplane/controllers/daemonset"
-	"weft.dev/weft/controlplane/controllers/testcluster"
 	"weft.dev/weft/controlplane/reconcile"
 )
 
 func TestDaemonSetsEndAsUpstream(t *testing.T) {
 	check(t, kind{
-		ours: func(t *testing.T, c *testcluster.Cluster) []reconcile.Runner {
+		ours: func(t *testing.T, c server) []reconcile.Runner {
 			return []reconcile.Runner{must[*weftdaemonset.Controller](t)(weftdaemonset.New(c.Env("daemon-set-controller")))}
 		},
-		theirs: func(t *testing.T, c *testcluster.Cluster) []reconcile.Runner {
+		theirs: func(t *testing.T, c server) []reconcile.Runner {
 			apps, core := c.Informers.Apps().V1(), c.Informers.Core().V1()
 			d, err := daemon.NewDaemonSetsController(t.Context(), apps.DaemonSets(), apps.ControllerRevisions(), core.Pods(), core.Nodes(), c.Client, flowcontrol.NewBackOff(time.Second, 15*time.Minute))
 			if err != nil {
@@ -42,7 +41,7 @@ func TestDaemonSetsEndAsUpstream(t *testing.T) {
 		actions: append(daemonSetActions, podActions...),
 		// Upstream counts anew when something about the DaemonSet changes, not
 		// when a node does that keeps its pod.
-		nudge: editDaemonSet(func(d *appsv1.DaemonSet, _ int) { d.Labels = map[string]string{"look": "again"} }),
+		nudge: editDaemonSet(func(d *appsv1.DaemonSet, n int) { d.Labels = map[string]string{"look": fmt.Sprint(n)} }),
 		describe: func(w *world) string {
 			return w.numberRevisions(w.describeDaemonSets() + w.describeRevisions() + w.describePods())
 		},
@@ -114,6 +113,23 @@ var daemonSetActions = []action{
 	{"node selector", editDaemonSet(func(d *appsv1.DaemonSet, n int) {
 		d.Spec.Template.Spec.NodeSelector = []map[string]string{nil, {"disk": "ssd"}}[n%2]
 	})},
+	{"tolerate", editDaemonSet(func(d *appsv1.DaemonSet, n int) {
+		d.Spec.Template.Spec.Tolerations = [][]corev1.Toleration{nil, {{Operator: corev1.TolerationOpExists}}}[n%2]
+	})},
+	{"roll back", func(w *world, n int) {
+		if r := pick(w.revisions(), n); r != nil {
+			editDaemonSet(func(d *appsv1.DaemonSet, _ int) { restore(w, r, d) })(w, n)
+		}
+	}},
+	{"delete a revision", deleteRevision},
+	{"make anew", func(w *world, n int) {
+		api := w.Client.AppsV1().DaemonSets(namespace)
+		d := must[*appsv1.DaemonSet](w.t)(api.Get(w.t.Context(), "agent", metav1.GetOptions{}))
+		_ = api.Delete(w.t.Context(), d.Name, metav1.DeleteOptions{})
+		w.replace(d.UID, n, func(w *world, _ int) {
+			must[*appsv1.DaemonSet](w.t)(api.Create(w.t.Context(), newDaemonSet(), metav1.CreateOptions{}))
+		})
+	}},
 	{"node joins", func(w *world, n int) { w.addNode(n) }},
 	{"node leaves", func(w *world, n int) {
 		_ = w.Client.CoreV1().Nodes().Delete(w.t.Context(), nodeName(n), metav1.DeleteOptions{})

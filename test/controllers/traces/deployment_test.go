@@ -12,14 +12,12 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/kubernetes/pkg/controller/deployment"
 	"k8s.io/kubernetes/pkg/controller/replicaset"
 
 	weftdeployment "weft.dev/weft/controlplane/controllers/deployment"
 	weftreplicaset "weft.dev/weft/controlplane/controllers/replicaset"
-	"weft.dev/weft/controlplane/controllers/testcluster"
 	"weft.dev/weft/controlplane/reconcile"
 )
 
@@ -29,13 +27,13 @@ func TestDeploymentsEndAsUpstream(t *testing.T) {
 
 func deployments() kind {
 	return kind{
-		ours: func(t *testing.T, c *testcluster.Cluster) []reconcile.Runner {
+		ours: func(t *testing.T, c server) []reconcile.Runner {
 			return []reconcile.Runner{
 				must[*weftdeployment.Controller](t)(weftdeployment.New(c.Env("deployment-controller"))),
 				must[*weftreplicaset.Controller](t)(weftreplicaset.New(c.Env("replicaset-controller"))),
 			}
 		},
-		theirs: func(t *testing.T, c *testcluster.Cluster) []reconcile.Runner {
+		theirs: func(t *testing.T, c server) []reconcile.Runner {
 			apps, pods := c.Informers.Apps().V1(), c.Informers.Core().V1().Pods()
 			d, err := deployment.NewDeploymentController(t.Context(), apps.Deployments(), apps.ReplicaSets(), pods, c.Client)
 			if err != nil {
@@ -50,7 +48,11 @@ func deployments() kind {
 		create: func(w *world, _ int) {
 			must[*appsv1.Deployment](w.t)(w.Client.AppsV1().Deployments(namespace).Create(w.t.Context(), newDeployment(), metav1.CreateOptions{}))
 		},
-		actions:  append(deploymentActions, podActions...),
+		actions: append(deploymentActions, podActions...),
+		nudge:   editDeployment(func(d *appsv1.Deployment, n int) { d.Labels = map[string]string{"look": fmt.Sprint(n)} }),
+		// The longest progress deadline is ten minutes. Upstream's controller is
+		// busy all the time with a Deployment that was complete and is not any more.
+		settle:   11 * time.Minute,
 		describe: func(w *world) string { return w.describeDeployments() + w.describeSets() + w.describePods() },
 	}
 }
@@ -119,12 +121,7 @@ var deploymentActions = []action{
 		}
 		d.Annotations["note"] = fmt.Sprint(n % 3)
 	})},
-	{"scale a set", func(w *world, n int) {
-		if set := pick(w.sets(), n); set != nil {
-			set.Spec.Replicas = new(int32(n % 7))
-			must[*appsv1.ReplicaSet](w.t)(w.Client.AppsV1().ReplicaSets(namespace).Update(w.t.Context(), set, metav1.UpdateOptions{}))
-		}
-	}},
+	{"scale a set", editSet(func(set *appsv1.ReplicaSet, n int) { set.Spec.Replicas = new(int32(n % 7)) })},
 	{"delete a set", func(w *world, n int) {
 		if set := pick(w.sets(), n); set != nil {
 			_ = w.Client.AppsV1().ReplicaSets(namespace).Delete(w.t.Context(), set.Name, metav1.DeleteOptions{})
@@ -132,25 +129,44 @@ var deploymentActions = []action{
 			w.collectGarbage()
 		}
 	}},
+	{"roll back", func(w *world, n int) {
+		if set := pick(w.sets(), n); set != nil {
+			editDeployment(func(d *appsv1.Deployment, _ int) {
+				d.Spec.Template = *set.Spec.Template.DeepCopy()
+				delete(d.Spec.Template.Labels, appsv1.DefaultDeploymentUniqueLabelKey)
+			})(w, n)
+		}
+	}},
+	{"label pods", editDeployment(func(d *appsv1.Deployment, n int) {
+		d.Spec.Template.Labels = map[string]string{"app": "web", "tier": fmt.Sprint(n % 2)}
+	})},
+	{"orphan a set", editSet(func(set *appsv1.ReplicaSet, _ int) { set.OwnerReferences = nil })},
+	{"release a set", editSet(func(set *appsv1.ReplicaSet, _ int) { set.Labels = map[string]string{"app": "stray"} })},
+	{"take back a set", editSet(func(set *appsv1.ReplicaSet, _ int) { set.Labels = set.Spec.Template.Labels })},
+	{"make anew", func(w *world, n int) {
+		api := w.Client.AppsV1().Deployments(namespace)
+		d := must[*appsv1.Deployment](w.t)(api.Get(w.t.Context(), "web", metav1.GetOptions{}))
+		_ = api.Delete(w.t.Context(), d.Name, metav1.DeleteOptions{})
+		w.replace(d.UID, n, func(w *world, _ int) {
+			must[*appsv1.Deployment](w.t)(api.Create(w.t.Context(), newDeployment(), metav1.CreateOptions{}))
+		})
+	}},
+}
+
+// editSet edits one of the ReplicaSets.
+func editSet(edit func(set *appsv1.ReplicaSet, n int)) func(*world, int) {
+	return func(w *world, n int) {
+		if set := pick(w.sets(), n); set != nil {
+			edit(set, n)
+			must[*appsv1.ReplicaSet](w.t)(w.Client.AppsV1().ReplicaSets(namespace).Update(w.t.Context(), set, metav1.UpdateOptions{}))
+		}
+	}
 }
 
 // sets returns all ReplicaSets by name, which the template decides.
 func (w *world) sets() []*appsv1.ReplicaSet {
 	list := must[*appsv1.ReplicaSetList](w.t)(w.Client.AppsV1().ReplicaSets(namespace).List(w.t.Context(), metav1.ListOptions{}))
 	return slices.SortedFunc(slices.Values(pointers(list.Items)), func(a, b *appsv1.ReplicaSet) int { return cmp.Compare(a.Name, b.Name) })
-}
-
-// collectGarbage deletes the pods of sets that are gone.
-func (w *world) collectGarbage() {
-	live := map[types.UID]bool{}
-	for _, set := range w.sets() {
-		live[set.UID] = true
-	}
-	for _, pod := range w.pods() {
-		if ref := metav1.GetControllerOf(pod); ref != nil && ref.Kind == "ReplicaSet" && !live[ref.UID] {
-			_ = w.Client.CoreV1().Pods(namespace).Delete(w.t.Context(), pod.Name, metav1.DeleteOptions{})
-		}
-	}
 }
 
 func (w *world) describeDeployments() string {

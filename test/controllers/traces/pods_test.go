@@ -37,7 +37,13 @@ var podActions = []action{
 	})},
 	{"pod not ready", onPod(func(w *world, pod *corev1.Pod) { w.SetReady(pod, false) })},
 	{"pod ready", onPod(func(w *world, pod *corev1.Pod) { w.SetReady(pod, true) })},
-	{"pod fails", onPod(func(w *world, pod *corev1.Pod) { w.SetPhase(pod, corev1.PodFailed) })},
+	{"pod fails", onPod(func(w *world, pod *corev1.Pod) { w.finish(pod, corev1.PodFailed) })},
+	{"pod ends well", onPod(func(w *world, pod *corev1.Pod) { w.finish(pod, corev1.PodSucceeded) })},
+	{"evict pod", onPod(func(w *world, pod *corev1.Pod) {
+		pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "EvictionByEvictionAPI"})
+		_, _ = w.Client.CoreV1().Pods(namespace).UpdateStatus(w.t.Context(), pod, metav1.UpdateOptions{})
+		_ = w.Client.CoreV1().Pods(namespace).Delete(w.t.Context(), pod.Name, metav1.DeleteOptions{})
+	})},
 	{"node lost", func(w *world, n int) {
 		for i, pod := range w.pods() {
 			if i%3 == n%3 {
@@ -51,10 +57,42 @@ var podActions = []action{
 			}
 		}
 	}},
-	{"release pod", onPod(func(w *world, pod *corev1.Pod) {
-		pod.Labels = map[string]string{"app": "stray"}
-		_, _ = w.Client.CoreV1().Pods(namespace).Update(w.t.Context(), pod, metav1.UpdateOptions{})
-	})},
+	{"node returns", func(w *world, n int) {
+		var there []*corev1.Pod
+		for i, pod := range w.pods() {
+			if i%3 == n%3 && reconcile.IsReady(pod) {
+				there = append(there, pod)
+				w.SetReady(pod, false)
+			}
+		}
+		w.Pass(10 * time.Second)
+		for _, pod := range there {
+			w.SetReady(pod, true)
+		}
+	}},
+	{"orphan pod", editPod(func(pod *corev1.Pod) { pod.OwnerReferences = nil })},
+	{"deletion cost", func(w *world, n int) {
+		editPod(func(pod *corev1.Pod) {
+			pod.Annotations = maps.Clone(pod.Annotations)
+			if pod.Annotations == nil {
+				pod.Annotations = map[string]string{}
+			}
+			pod.Annotations[corev1.PodDeletionCost] = fmt.Sprint(n%5 - 2)
+		})(w, n)
+	}},
+	{"release pod", editPod(func(pod *corev1.Pod) { pod.Labels = map[string]string{"app": "stray"} })},
+	{"take back pod", func(w *world, n int) {
+		var stray []*corev1.Pod
+		for _, pod := range w.pods() {
+			if pod.Labels["app"] == "stray" {
+				stray = append(stray, pod)
+			}
+		}
+		if pod := pick(stray, n); pod != nil {
+			pod.Labels = map[string]string{"app": "web"}
+			_, _ = w.Client.CoreV1().Pods(namespace).Update(w.t.Context(), pod, metav1.UpdateOptions{})
+		}
+	}},
 	{"nothing", func(*world, int) {}},
 }
 
@@ -64,6 +102,25 @@ func onPod(do func(*world, *corev1.Pod)) func(*world, int) {
 			do(w, pod)
 		}
 	}
+}
+
+func editPod(edit func(pod *corev1.Pod)) func(*world, int) {
+	return onPod(func(w *world, pod *corev1.Pod) {
+		edit(pod)
+		_, _ = w.Client.CoreV1().Pods(namespace).Update(w.t.Context(), pod, metav1.UpdateOptions{})
+	})
+}
+
+// finish ends a pod that has not ended.
+func (w *world) finish(pod *corev1.Pod, phase corev1.PodPhase) {
+	if !reconcile.IsFinished(pod) {
+		w.SetPhase(pod, phase)
+	}
+}
+
+// without returns the actions that do not have one of the names.
+func without(actions []action, names ...string) []action {
+	return slices.DeleteFunc(slices.Clone(actions), func(a action) bool { return slices.Contains(names, a.name) })
 }
 
 func pick[T any](list []*T, n int) *T {

@@ -1,29 +1,33 @@
 package traces
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	appsdefaults "k8s.io/kubernetes/pkg/apis/apps/v1"
 	"k8s.io/kubernetes/pkg/controller/statefulset"
 
 	weftstatefulset "weft.dev/weft/controlplane/controllers/statefulset"
-	"weft.dev/weft/controlplane/controllers/testcluster"
 	"weft.dev/weft/controlplane/reconcile"
 )
 
 func TestStatefulSetsEndAsUpstream(t *testing.T) {
 	check(t, kind{
-		ours: func(t *testing.T, c *testcluster.Cluster) []reconcile.Runner {
+		ours: func(t *testing.T, c server) []reconcile.Runner {
 			return []reconcile.Runner{must[*weftstatefulset.Controller](t)(weftstatefulset.New(c.Env("statefulset-controller")))}
 		},
-		theirs: func(t *testing.T, c *testcluster.Cluster) []reconcile.Runner {
+		theirs: func(t *testing.T, c server) []reconcile.Runner {
 			apps, core := c.Informers.Apps().V1(), c.Informers.Core().V1()
 			s := statefulset.NewStatefulSetController(t.Context(), core.Pods(), apps.StatefulSets(), core.PersistentVolumeClaims(), apps.ControllerRevisions(), c.Client)
 			return []reconcile.Runner{upstream{"statefulset", func(ctx context.Context) { s.Run(ctx, workers) }}}
@@ -33,7 +37,8 @@ func TestStatefulSetsEndAsUpstream(t *testing.T) {
 		},
 		// No pod is released: it would stand in the way of another of its name,
 		// and what happens then depends on when creation is tried again.
-		actions: append(statefulSetActions, slices.DeleteFunc(slices.Clone(podActions), func(a action) bool { return a.name == "release pod" })...),
+		actions: append(statefulSetActions, without(podActions, "release pod", "take back pod")...),
+		nudge:   lookAtStatefulSet,
 		describe: func(w *world) string {
 			return w.describeStatefulSets() + w.describeRevisions() + w.describeClaims() + w.describePods()
 		},
@@ -69,6 +74,8 @@ func editStatefulSet(edit func(s *appsv1.StatefulSet, n int)) func(*world, int) 
 	}
 }
 
+var lookAtStatefulSet = editStatefulSet(func(s *appsv1.StatefulSet, n int) { s.Labels = map[string]string{"look": fmt.Sprint(n)} })
+
 var retention = []appsv1.PersistentVolumeClaimRetentionPolicyType{appsv1.RetainPersistentVolumeClaimRetentionPolicyType, appsv1.DeletePersistentVolumeClaimRetentionPolicyType}
 
 var statefulSetActions = []action{
@@ -79,6 +86,15 @@ var statefulSetActions = []action{
 		s.Spec.UpdateStrategy = appsv1.StatefulSetUpdateStrategy{
 			Type:          appsv1.RollingUpdateStatefulSetStrategyType,
 			RollingUpdate: &appsv1.RollingUpdateStatefulSetStrategy{Partition: new(int32(n % 4))},
+		}
+	})},
+	{"maxUnavailable", editStatefulSet(func(s *appsv1.StatefulSet, n int) {
+		s.Spec.UpdateStrategy = appsv1.StatefulSetUpdateStrategy{
+			Type: appsv1.RollingUpdateStatefulSetStrategyType,
+			RollingUpdate: &appsv1.RollingUpdateStatefulSetStrategy{
+				Partition:      new(int32(n / 3 % 2)),
+				MaxUnavailable: []*intstr.IntOrString{new(intstr.FromInt32(2)), new(intstr.FromString("50%")), new(intstr.FromInt32(1))}[n%3],
+			},
 		}
 	})},
 	{"on delete", editStatefulSet(func(s *appsv1.StatefulSet, _ int) {
@@ -92,6 +108,25 @@ var statefulSetActions = []action{
 			WhenDeleted: retention[n%2], WhenScaled: retention[n/2%2],
 		}
 	})},
+	{"roll back", func(w *world, n int) {
+		if r := pick(w.revisions(), n); r != nil {
+			editStatefulSet(func(s *appsv1.StatefulSet, _ int) { restore(w, r, s) })(w, n)
+		}
+	}},
+	{"delete a revision", func(w *world, n int) {
+		deleteRevision(w, n)
+		w.Pass(100 * time.Millisecond)
+		// Upstream makes it again when it looks, and this alone does not make it look.
+		lookAtStatefulSet(w, n)
+	}},
+	{"make anew", func(w *world, n int) {
+		api := w.Client.AppsV1().StatefulSets(namespace)
+		s := must[*appsv1.StatefulSet](w.t)(api.Get(w.t.Context(), "db", metav1.GetOptions{}))
+		_ = api.Delete(w.t.Context(), s.Name, metav1.DeleteOptions{})
+		w.replace(s.UID, n, func(w *world, n int) {
+			must[*appsv1.StatefulSet](w.t)(api.Create(w.t.Context(), newStatefulSet(n), metav1.CreateOptions{}))
+		})
+	}},
 }
 
 func (w *world) describeStatefulSets() string {
@@ -107,6 +142,29 @@ func (w *world) describeStatefulSets() string {
 		}
 	}
 	return b.String()
+}
+
+// revisions returns all ControllerRevisions by number.
+func (w *world) revisions() []*appsv1.ControllerRevision {
+	list := must[*appsv1.ControllerRevisionList](w.t)(w.Client.AppsV1().ControllerRevisions(namespace).List(w.t.Context(), metav1.ListOptions{}))
+	return slices.SortedFunc(slices.Values(pointers(list.Items)), func(a, b *appsv1.ControllerRevision) int { return cmp.Compare(a.Revision, b.Revision) })
+}
+
+// restore gives a workload the template of a revision, as "kubectl rollout undo" does.
+func restore[T any](w *world, r *appsv1.ControllerRevision, workload *T) {
+	var restored T
+	before := must[[]byte](w.t)(json.Marshal(workload))
+	after := must[[]byte](w.t)(strategicpatch.StrategicMergePatch(before, r.Data.Raw, restored))
+	if err := json.Unmarshal(after, &restored); err != nil {
+		w.t.Fatal(err)
+	}
+	*workload = restored
+}
+
+func deleteRevision(w *world, n int) {
+	if r := pick(w.revisions(), n); r != nil {
+		_ = w.Client.AppsV1().ControllerRevisions(namespace).Delete(w.t.Context(), r.Name, metav1.DeleteOptions{})
+	}
 }
 
 // describeRevisions lists the ControllerRevisions by number.

@@ -9,9 +9,14 @@
 // The text leaves out what chance decides (names of pods, UIDs, versions) and
 // how many steps a controller took (generations, times). A sequence that tells
 // the sides apart is shortened before it is reported.
+//
+// Each kind is played twice: with an API server that does what it is asked, and
+// with one that refuses controllers some writes and loses the answers to others
+// for a while after everything that happens.
 package traces
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -25,6 +30,7 @@ import (
 
 	"github.com/go-logr/logr"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
 	"weft.dev/weft/controlplane/controllers/testcluster"
@@ -47,17 +53,38 @@ func init() {
 // kind is a kind of workload under test.
 type kind struct {
 	// ours and theirs make the controllers of either side.
-	ours, theirs func(t *testing.T, c *testcluster.Cluster) []reconcile.Runner
+	ours, theirs side
 	// create makes the nth variant of the workload.
 	create func(w *world, n int)
 	// actions are what may happen.
 	actions []action
 	// pause is how long at least to wait after each of them.
 	pause time.Duration
-	// nudge, if set, makes controllers look once more at the end.
+	// nudge makes controllers look once more: at the end, and after faults,
+	// since upstream's forget about some failures until something makes them look.
 	nudge func(w *world, n int)
+	// settle is how long after the last action, and after the nudge, something
+	// may still happen by itself; 20 minutes if 0.
+	settle time.Duration
 	// describe says what there is.
 	describe func(w *world) string
+}
+
+// side makes the controllers of one side.
+type side func(t *testing.T, s server) []reconcile.Runner
+
+// server is the API server as controllers see it.
+type server struct {
+	*testcluster.Cluster
+	// Client may be refused what users and nodes are not.
+	Client kubernetes.Interface
+}
+
+// Env returns what a Weft controller of that name is made from.
+func (s server) Env(name string) reconcile.Env {
+	env := s.Cluster.Env(name)
+	env.Client = s.Client
+	return env
 }
 
 // action is something that may happen. n chooses among its variants.
@@ -79,6 +106,46 @@ func (s step) String() string { return fmt.Sprintf("%s %d, wait %s", s.action.na
 type world struct {
 	*testcluster.Cluster
 	t *testing.T
+	// nudge is the kind's, nudged counts.
+	nudge  func(w *world, n int)
+	nudged int
+	// faults is nil if the API server does what it is asked.
+	faults *faults
+	// addresses is how many pods were given one.
+	addresses int
+}
+
+// client returns what controllers talk to the API server with.
+func (w *world) client() kubernetes.Interface {
+	if w.faults == nil {
+		return w.Client
+	}
+	return w.Unreliable(w.faults.refuse, w.faults.lose)
+}
+
+// while does something and lets time pass. An API server that refuses writes
+// does so only for a short while, and then there is time for all retries: what
+// happens next must find both sides alike.
+func (w *world) while(wait time.Duration, do func()) {
+	if w.faults == nil {
+		do()
+		w.Pass(wait)
+	} else {
+		w.faults.begin()
+		do()
+		w.faults.begin()
+		w.Pass(recovery)
+		w.look()
+		w.Pass(10 * time.Second)
+	}
+	w.collectGarbage()
+	synctest.Wait()
+}
+
+// look makes controllers look once more.
+func (w *world) look() {
+	w.nudged++
+	w.nudge(w, w.nudged)
 }
 
 // waits are chosen so that controllers are sometimes in the middle of
@@ -89,12 +156,14 @@ var waits = []time.Duration{0, 100 * time.Millisecond, time.Second, 3 * time.Sec
 type sequence struct {
 	variant int
 	steps   []step
+	// faults is the seed of what the API server refuses; 0 is nothing.
+	faults uint64
 }
 
 // draw returns the sequence of a seed.
 func (k kind) draw(seed uint64) sequence {
 	random := rand.New(rand.NewPCG(seed, 0))
-	s := sequence{random.IntN(1000), make([]step, 1+random.IntN(12))}
+	s := sequence{variant: random.IntN(1000), steps: make([]step, 1+random.IntN(12))}
 	for i := range s.steps {
 		s.steps[i] = step{k.actions[random.IntN(len(k.actions))], random.IntN(1000), max(k.pause, waits[random.IntN(len(waits))])}
 	}
@@ -103,41 +172,40 @@ func (k kind) draw(seed uint64) sequence {
 
 // without is the sequence without its ith step.
 func (s sequence) without(i int) sequence {
-	return sequence{s.variant, slices.Delete(slices.Clone(s.steps), i, i+1)}
+	s.steps = slices.Delete(slices.Clone(s.steps), i, i+1)
+	return s
 }
 
 // play returns what there is after each step of a sequence on one side, and
 // last when nothing happens any more.
-func (k kind) play(t *testing.T, side func(*testing.T, *testcluster.Cluster) []reconcile.Runner, s sequence) []string {
+func (k kind) play(t *testing.T, controllers side, s sequence) []string {
 	var states []string
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{Cluster: testcluster.New(t), t: t}
+		w := &world{Cluster: testcluster.New(t), t: t, nudge: k.nudge, faults: newFaults(s.faults)}
 		w.Broken = "broken"
-		runners := side(t, w.Cluster)
+		runners := controllers(t, server{w.Cluster, w.client()})
 		w.Nodes(2*time.Second, time.Second)
 		w.Run(runners...)
-		k.create(w, s.variant)
-		w.Pass(10 * time.Second)
+		w.while(10*time.Second, func() { k.create(w, s.variant) })
 		for _, step := range s.steps {
 			states = append(states, k.describe(w))
-			step.action.do(w, step.n)
-			w.Pass(step.wait)
+			w.while(step.wait, func() { step.action.do(w, step.n) })
 		}
 		states = append(states, k.describe(w))
-		w.Pass(20 * time.Minute)
+		settle := cmp.Or(k.settle, 20*time.Minute)
+		w.Pass(settle)
 		w.collectGarbage()
-		if k.nudge != nil {
-			k.nudge(w, 0)
-		}
-		w.Pass(20 * time.Minute)
+		w.look()
+		w.Pass(settle)
 		states = append(states, k.describe(w))
 	})
 	return states
 }
 
 // attempts is how often a sequence is played before its sides count as
-// different: which of several equal pods goes first is up to chance.
-const attempts = 12
+// different: which of several equal pods or nodes goes first is up to chance,
+// several times in one sequence.
+const attempts = 60
 
 // differ returns what each side leaves behind, and whether that differs
 // however often it is tried.
@@ -167,19 +235,28 @@ func (k kind) shorten(t *testing.T, s sequence) sequence {
 	return s
 }
 
-// check plays many sequences.
+// check plays many sequences, with and without faults.
 func check(t *testing.T, k kind) {
 	t.Parallel()
+	t.Run("healthy", func(t *testing.T) { k.check(t, func(uint64) uint64 { return 0 }) })
+	t.Run("refused", func(t *testing.T) { k.check(t, func(seed uint64) uint64 { return max(seed, 1) }) })
+}
+
+// check plays a sequence of each seed. faults returns the seed of its faults.
+func (k kind) check(t *testing.T, faults func(seed uint64) uint64) {
 	for i := range uint64(*sequences) {
 		seed := *firstSeed + i
 		s := k.draw(seed)
-		if _, _, differ := k.differ(t, s); !differ {
+		s.faults = faults(seed)
+		ours, theirs, differ := k.differ(t, s)
+		if !differ {
 			continue
 		}
-		s = k.shorten(t, s)
-		if ours, theirs, differ := k.differ(t, s); differ {
-			t.Errorf("seed %d, variant %d: - upstream, + Weft\n%s", seed, s.variant, story(s.steps, theirs, ours))
+		short := k.shorten(t, s)
+		if o, th, differ := k.differ(t, short); differ { // else chance has shortened it too far
+			s, ours, theirs = short, o, th
 		}
+		t.Errorf("seed %d, variant %d: - upstream, + Weft\n%s", seed, s.variant, story(s.steps, theirs, ours))
 	}
 }
 
