@@ -60,9 +60,8 @@ func TestEndpointsEndAsUpstream(t *testing.T) {
 				must[*corev1.Service](w.t)(w.Client.CoreV1().Services(namespace).Create(w.t.Context(), s, metav1.CreateOptions{}))
 			}
 		},
-		actions: append(endpointActions, without(podActions, "orphan pod", "deletion cost")...),
-		// Upstream does not look when somebody edits Endpoints.
-		nudge:    editService(func(s *corev1.Service, n int) { s.Annotations = map[string]string{"look": fmt.Sprint(n)} }),
+		actions:  append(endpointActions, without(podActions, "orphan pod", "deletion cost")...),
+		nudge:    lookAtServices,
 		describe: func(w *world) string { return w.describeEndpoints() + w.describeSlices() + w.describePods() },
 	})
 }
@@ -97,12 +96,23 @@ func newService(name string, n int) *corev1.Service {
 	return s
 }
 
+// editService edits "web".
 func editService(edit func(s *corev1.Service, n int)) func(*world, int) {
-	return func(w *world, n int) {
-		api := w.Client.CoreV1().Services(namespace)
-		s := must[*corev1.Service](w.t)(api.Get(w.t.Context(), "web", metav1.GetOptions{}))
-		edit(s, n)
-		must[*corev1.Service](w.t)(api.Update(w.t.Context(), s, metav1.UpdateOptions{}))
+	return func(w *world, n int) { w.editService("web", func(s *corev1.Service) { edit(s, n) }) }
+}
+
+func (w *world) editService(name string, edit func(s *corev1.Service)) {
+	api := w.Client.CoreV1().Services(namespace)
+	s := must[*corev1.Service](w.t)(api.Get(w.t.Context(), name, metav1.GetOptions{}))
+	edit(s)
+	must[*corev1.Service](w.t)(api.Update(w.t.Context(), s, metav1.UpdateOptions{}))
+}
+
+// lookAtServices makes upstream see what alone does not make it look: that
+// somebody has edited Endpoints, or that a pod has ended which was not ready.
+func lookAtServices(w *world, n int) {
+	for _, name := range []string{"web", "twin"} {
+		w.editService(name, func(s *corev1.Service) { s.Annotations = map[string]string{"look": fmt.Sprint(n)} })
 	}
 }
 
@@ -185,10 +195,12 @@ func writeEndpoints(edit func(e *corev1.Endpoints, n int)) func(*world, int) {
 			e = &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: namespace}}
 			edit(e, n)
 			must[*corev1.Endpoints](w.t)(api.Create(w.t.Context(), e, metav1.CreateOptions{}))
-			return
+		} else {
+			edit(e, n)
+			must[*corev1.Endpoints](w.t)(api.Update(w.t.Context(), e, metav1.UpdateOptions{}))
 		}
-		edit(e, n)
-		must[*corev1.Endpoints](w.t)(api.Update(w.t.Context(), e, metav1.UpdateOptions{}))
+		w.Pass(100 * time.Millisecond)
+		w.look()
 	}
 }
 

@@ -149,8 +149,13 @@ func (w *world) look() {
 }
 
 // waits are chosen so that controllers are sometimes in the middle of
-// something, and sometimes all deadlines and back-offs have passed.
-var waits = []time.Duration{0, 100 * time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second, time.Minute, 15 * time.Minute}
+// something, and sometimes all deadlines and back-offs have passed. They are
+// crooked so that nothing happens in the very moment in which something else is
+// due: pods take whole seconds, and so do deadlines and schedules.
+var waits = []time.Duration{
+	0, 130 * time.Millisecond, 1370 * time.Millisecond, 3410 * time.Millisecond,
+	10290 * time.Millisecond, time.Minute + 170*time.Millisecond, 15*time.Minute + 230*time.Millisecond,
+}
 
 // sequence is a variant of the workload and what happens to it.
 type sequence struct {
