@@ -32,14 +32,14 @@ type faults struct {
 	refused, lost float64
 }
 
-// newFaults returns nil for seed 0.
-func newFaults(seed uint64) *faults {
+// newFaults returns nil for seed 0. Each attempt meets other faults, equally often.
+func newFaults(seed, attempt uint64) *faults {
 	if seed == 0 {
 		return nil
 	}
 	random := rand.New(rand.NewPCG(seed, 1))
 	return &faults{
-		random:  random,
+		random:  rand.New(rand.NewPCG(seed, 2+attempt)),
 		refused: []float64{0.2, 0.5, 0.8}[random.IntN(3)],
 		lost:    []float64{0, 0.2}[random.IntN(2)],
 	}

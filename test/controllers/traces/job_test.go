@@ -3,6 +3,7 @@ package traces
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -174,6 +175,9 @@ var jobActions = []action{
 	})},
 }
 
+// podName is how messages name a pod.
+var podName = regexp.MustCompile("pod " + namespace + `/\S+`)
+
 func (w *world) describeJobs() string {
 	list := must[*batchv1.JobList](w.t)(w.Client.BatchV1().Jobs(namespace).List(w.t.Context(), metav1.ListOptions{}))
 	var jobs []string
@@ -193,7 +197,7 @@ func (w *world) describeJobs() string {
 		}
 		var conditions []string
 		for _, c := range s.Conditions {
-			conditions = append(conditions, fmt.Sprintf("condition of %s: %s=%s %s: %s\n", j.Name, c.Type, c.Status, c.Reason, c.Message))
+			conditions = append(conditions, fmt.Sprintf("condition of %s: %s=%s %s: %s\n", j.Name, c.Type, c.Status, c.Reason, podName.ReplaceAllString(c.Message, "pod")))
 		}
 		slices.Sort(conditions)
 		jobs = append(jobs, text+strings.Join(conditions, ""))

@@ -45,25 +45,19 @@ var podActions = []action{
 		_ = w.Client.CoreV1().Pods(namespace).Delete(w.t.Context(), pod.Name, metav1.DeleteOptions{})
 	})},
 	{"node lost", func(w *world, n int) {
-		for i, pod := range w.pods() {
-			if i%3 == n%3 {
-				w.SetReady(pod, false)
-			}
+		lost := w.readyThird(n)
+		for _, pod := range lost {
+			w.SetReady(pod, false)
 		}
 		w.Pass(40 * time.Second)
-		for i, pod := range w.pods() {
-			if i%3 == n%3 && pod.DeletionTimestamp == nil {
-				_ = w.Client.CoreV1().Pods(namespace).Delete(w.t.Context(), pod.Name, *metav1.NewDeleteOptions(0))
-			}
+		for _, pod := range lost {
+			_ = w.Client.CoreV1().Pods(namespace).Delete(w.t.Context(), pod.Name, *metav1.NewDeleteOptions(0))
 		}
 	}},
 	{"node returns", func(w *world, n int) {
-		var there []*corev1.Pod
-		for i, pod := range w.pods() {
-			if i%3 == n%3 && reconcile.IsReady(pod) {
-				there = append(there, pod)
-				w.SetReady(pod, false)
-			}
+		there := w.readyThird(n)
+		for _, pod := range there {
+			w.SetReady(pod, false)
 		}
 		w.Pass(10 * time.Second)
 		for _, pod := range there {
@@ -94,6 +88,17 @@ var podActions = []action{
 		}
 	}},
 	{"nothing", func(*world, int) {}},
+}
+
+// readyThird returns the ready ones of every third pod.
+func (w *world) readyThird(n int) []*corev1.Pod {
+	var list []*corev1.Pod
+	for i, pod := range w.pods() {
+		if i%3 == n%3 && reconcile.IsReady(pod) {
+			list = append(list, pod)
+		}
+	}
+	return list
 }
 
 func onPod(do func(*world, *corev1.Pod)) func(*world, int) {

@@ -127,6 +127,7 @@ func (w *world) replace(old types.UID, n int, create func(w *world, n int)) {
 	}
 	w.Pass(time.Second)
 	w.collectGarbage()
+	w.Pass(time.Second)
 	create(w, n/2)
 }
 

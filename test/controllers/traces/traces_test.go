@@ -183,10 +183,10 @@ func (s sequence) without(i int) sequence {
 
 // play returns what there is after each step of a sequence on one side, and
 // last when nothing happens any more.
-func (k kind) play(t *testing.T, controllers side, s sequence) []string {
+func (k kind) play(t *testing.T, controllers side, s sequence, attempt uint64) []string {
 	var states []string
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{Cluster: testcluster.New(t), t: t, nudge: k.nudge, faults: newFaults(s.faults)}
+		w := &world{Cluster: testcluster.New(t), t: t, nudge: k.nudge, faults: newFaults(s.faults, attempt)}
 		w.Broken = "broken"
 		runners := controllers(t, server{w.Cluster, w.client()})
 		w.Nodes(2*time.Second, time.Second)
@@ -209,15 +209,15 @@ func (k kind) play(t *testing.T, controllers side, s sequence) []string {
 
 // attempts is how often a sequence is played before its sides count as
 // different: which of several equal pods or nodes goes first is up to chance,
-// several times in one sequence.
+// several times in one sequence, and so is which write is refused.
 const attempts = 60
 
 // differ returns what each side leaves behind, and whether that differs
 // however often it is tried.
 func (k kind) differ(t *testing.T, s sequence) (ours, theirs []string, differ bool) {
 	all := [2]map[string]bool{{}, {}}
-	for range attempts {
-		ours, theirs = k.play(t, k.ours, s), k.play(t, k.theirs, s)
+	for attempt := range uint64(attempts) {
+		ours, theirs = k.play(t, k.ours, s, attempt), k.play(t, k.theirs, s, attempt)
 		all[0][last(ours)], all[1][last(theirs)] = true, true
 		for text := range all[0] {
 			if all[1][text] {
