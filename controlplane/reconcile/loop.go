@@ -139,15 +139,14 @@ func (l *Loop) next(ctx context.Context) bool {
 	return true
 }
 
-// With FoldBursts a key rests after work that took long, which only writes do. What happens
-// to its objects meanwhile is then handled in one pass, with one write of its
-// status. The busier the API server, the longer a write takes, the more is
-// folded; with an idle one, the rest is too short to be noticed. A run that
-// was long in itself has folded enough.
+// With FoldBursts a key rests after work that took long. What happens to its
+// objects meanwhile is then handled in one pass. The busier the machine, the
+// longer work takes, the more is folded; on an idle one, the rest is too short
+// to be noticed. A run that was long in itself has folded enough.
 const (
 	restFactor  = 4
 	shortestRun = time.Millisecond
-	longestTurn = 500 * time.Millisecond // run and rest together
+	longestTurn = 100 * time.Millisecond // run and rest together
 )
 
 // restAfter is how long a key rests after a run that took this long.
