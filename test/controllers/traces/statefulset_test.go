@@ -124,7 +124,10 @@ var statefulSetActions = []action{
 		s := must[*appsv1.StatefulSet](w.t)(api.Get(w.t.Context(), "db", metav1.GetOptions{}))
 		_ = api.Delete(w.t.Context(), s.Name, metav1.DeleteOptions{})
 		w.replace(s.UID, n, func(w *world, n int) {
-			must[*appsv1.StatefulSet](w.t)(api.Create(w.t.Context(), newStatefulSet(n), metav1.CreateOptions{}))
+			anew := newStatefulSet(n)
+			// The API server would refuse to give volumes to pods that have none.
+			anew.Spec.VolumeClaimTemplates = s.Spec.VolumeClaimTemplates
+			must[*appsv1.StatefulSet](w.t)(api.Create(w.t.Context(), anew, metav1.CreateOptions{}))
 		})
 	}},
 }
