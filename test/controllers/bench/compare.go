@@ -79,6 +79,8 @@ type measurement struct {
 	// Writes and Reads sum them up, without watches.
 	Writes int `json:"writes"`
 	Reads  int `json:"reads"`
+	// OthersWrites are those of users and nodes, which no controller can spare.
+	OthersWrites int `json:"othersWrites"`
 	// CPUSeconds is what the controllers used, user and system.
 	CPUSeconds float64 `json:"cpuSeconds"`
 	// TotalCPUSeconds is what store, API server and controllers used.
@@ -276,6 +278,7 @@ func asControllerManager(admin string) (string, error) {
 type state struct {
 	at            time.Time
 	calls         calls
+	others        calls
 	cpu, totalCPU time.Duration
 	peak          int64
 }
@@ -286,7 +289,8 @@ func observe(ctx context.Context, w *world, server *process, controllers underTe
 	if err != nil {
 		return s, err
 	}
-	s.calls = all.minus(w.sent.snapshot())
+	s.others = w.sent.snapshot()
+	s.calls = all.minus(s.others)
 	cpu, err1 := controllers.cpu()
 	serverCPU, err2 := server.cpu()
 	peak, err3 := controllers.peakMemory()
@@ -328,6 +332,7 @@ func (m *measurement) fill(before, after state) {
 		m.Calls[k.Verb+" "+k.Resource] = n
 	}
 	m.Writes, m.Reads = used.writes(), used.reads()
+	m.OthersWrites = after.others.writes() - before.others.writes()
 	m.CPUSeconds = (after.cpu - before.cpu).Seconds()
 	m.TotalCPUSeconds = (after.totalCPU - before.totalCPU).Seconds()
 	m.PeakBytes = after.peak

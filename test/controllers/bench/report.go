@@ -53,15 +53,15 @@ const (
 func (r results) table() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "scenario\tside\ttime\twrites\twrites/pod\treads\tCPU\ttotal CPU\tmemory\t\n")
+	fmt.Fprintf(w, "scenario\tside\ttime\twrites\twrites/pod\tothers\treads\tCPU\ttotal CPU\tmemory\t\n")
 	for _, c := range r.Scenarios {
 		for _, m := range c.Sides {
-			fmt.Fprintf(w, "%s\t%s\t%s s\t%d\t%.2f\t%d\t%.2f s\t%.1f s\t%d MiB\t\n", c.Name, m.Side,
-				m.time(), m.Writes, float64(m.Writes)/float64(c.Pods), m.Reads, m.CPUSeconds, m.TotalCPUSeconds, m.PeakBytes>>20)
+			fmt.Fprintf(w, "%s\t%s\t%s s\t%d\t%.2f\t%d\t%d\t%.2f s\t%.1f s\t%d MiB\t\n", c.Name, m.Side,
+				m.time(), m.Writes, float64(m.Writes)/float64(c.Pods), m.OthersWrites, m.Reads, m.CPUSeconds, m.TotalCPUSeconds, m.PeakBytes>>20)
 		}
 	}
 	w.Flush()
-	b.WriteString("CPU is that of the controllers alone; total CPU and memory include the store and the API server.\n" +
+	b.WriteString("Others are the writes of users and nodes. CPU is that of the controllers alone; total CPU and memory include store and API server.\n" +
 		"\nHow many times faster Weft is, and what part of upstream's CPU, writes and memory it uses:\n")
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "scenario\tdefault limits\tlimits lifted\tCPU\ttotal CPU\twrites\tmemory\t\n")
