@@ -339,6 +339,8 @@ func TestWhatIsWrittenWithoutDelay(t *testing.T) {
 		{"it goes on", status(3, 0, 3, 0, progress(reasonSetCreated, "True")), status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), false},
 		{"it has missed its deadline", status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), status(4, 1, 3, 0, progress(reasonTimedOut, "False")), true},
 		{"the first condition is known", status(3, 0, 3, 0), status(3, 0, 3, 0, progress(reasonSetCreated, "True")), true},
+		{"a rollout begins", status(3, 3, 3, 0, progress(reasonSetAvailable, "True")), status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), true},
+		{"a set is created", status(3, 0, 3, 0, progress(reasonSetUpdated, "True")), status(3, 0, 3, 0, progress(reasonSetCreated, "True")), true},
 		{"the name of the new set is taken", status(3, 0, 3, 0), collided, true},
 	}
 	for _, c := range cases {

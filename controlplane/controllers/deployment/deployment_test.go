@@ -203,6 +203,20 @@ func TestRecreateNeverRunsTwoTemplatesAtOnce(t *testing.T) {
 	})
 }
 
+func TestCompleteRolloutNamesItsSet(t *testing.T) {
+	inWorld(t, func(w world) {
+		w.create(recreate(3))
+		message := func() string { return find(w.get().Status.Conditions, appsv1.DeploymentProgressing).Message }
+		first := message()
+		w.setImage("v2")
+		w.Pass(time.Minute)
+		w.expect("new@1 0, v2@2 3", reasonSetAvailable)
+		if second := message(); second == first {
+			t.Errorf("after a second rollout: %s", second)
+		}
+	})
+}
+
 func TestHashCollisionIsCountedAndAvoided(t *testing.T) {
 	inWorld(t, func(w world) {
 		d := web(1, "1", "0")

@@ -63,17 +63,25 @@ func isComplete(d *appsv1.Deployment, status appsv1.DeploymentStatus) bool {
 }
 
 // isUrgent reports whether d's new status must not wait for others to share
-// its write: the rollout is complete, a condition has become true or false, or the
-// next attempt to make a set depends on it. How many pods still terminate is
+// its write: a rollout begins or is complete, a condition has become true or false,
+// or the next attempt to make a set depends on it. How many pods still terminate is
 // never urgent.
 func isUrgent(d *appsv1.Deployment, status appsv1.DeploymentStatus) bool {
 	old := d.Status
-	if !ptr.Equal(old.CollisionCount, status.CollisionCount) || !equalStatuses(old.Conditions, status.Conditions) {
+	if !ptr.Equal(old.CollisionCount, status.CollisionCount) || !equalStatuses(old.Conditions, status.Conditions) || begins(old, status) {
 		return true
 	}
 	isNews := status.Replicas != old.Replicas || status.UpdatedReplicas != old.UpdatedReplicas ||
 		status.AvailableReplicas != old.AvailableReplicas || status.ObservedGeneration != old.ObservedGeneration
 	return isNews && isComplete(d, status)
+}
+
+// begins reports whether status is the first of a rollout. Once the rollout is
+// complete, nothing tells it from the one before but what was written at its begin.
+func begins(old, status appsv1.DeploymentStatus) bool {
+	was, is := find(old.Conditions, appsv1.DeploymentProgressing), find(status.Conditions, appsv1.DeploymentProgressing)
+	return was != nil && is != nil &&
+		(was.Reason == reasonSetAvailable && is.Reason != reasonSetAvailable || is.Reason == reasonSetCreated && *is != *was)
 }
 
 // equalStatuses reports whether the same conditions are true in a and b.
