@@ -33,6 +33,9 @@ var (
 
 // RoundTrip implements http.RoundTripper.
 func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		defer r.Body.Close()
+	}
 	select {
 	case <-p.ready:
 	default:
