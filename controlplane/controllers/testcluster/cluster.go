@@ -11,6 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strconv"
@@ -48,6 +49,9 @@ type Cluster struct {
 
 	// Broken is the image of pods that never become ready.
 	Broken string
+	// Salt, unless 0, makes UIDs that do not grow: they decide which of several
+	// equal pods goes first.
+	Salt uint64
 
 	mu        sync.Mutex
 	refuse    func(kubetesting.Action) error
@@ -204,7 +208,7 @@ func (c *Cluster) create(action kubetesting.Action) (runtime.Object, error) {
 		m.SetName(fmt.Sprintf("%s%d", m.GetGenerateName(), c.version))
 	}
 	if m.GetUID() == "" {
-		m.SetUID(types.UID(fmt.Sprintf("uid-%d", c.version)))
+		m.SetUID(c.newUID())
 	}
 	if created := m.GetCreationTimestamp(); created.IsZero() {
 		m.SetCreationTimestamp(metav1.Now())
@@ -212,6 +216,13 @@ func (c *Cluster) create(action kubetesting.Action) (runtime.Object, error) {
 	m.SetGeneration(1)
 	err = c.Client.Tracker().Create(action.GetResource(), object, action.GetNamespace())
 	return object, err
+}
+
+func (c *Cluster) newUID() types.UID {
+	if c.Salt == 0 {
+		return types.UID(fmt.Sprintf("uid-%d", c.version))
+	}
+	return types.UID(fmt.Sprintf("uid-%016x", rand.New(rand.NewPCG(c.Salt, uint64(c.version))).Uint64()))
 }
 
 func (c *Cluster) update(action kubetesting.Action) (runtime.Object, error) {

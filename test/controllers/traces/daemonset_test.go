@@ -121,7 +121,10 @@ var daemonSetActions = []action{
 			editDaemonSet(func(d *appsv1.DaemonSet, _ int) { restore(w, r, d) })(w, n)
 		}
 	}},
-	{"delete a revision", deleteRevision},
+	{"delete a revision", func(w *world, n int) {
+		w.rememberHashes()
+		deleteRevision(w, n)
+	}},
 	{"make anew", func(w *world, n int) {
 		api := w.Client.AppsV1().DaemonSets(namespace)
 		d := must[*appsv1.DaemonSet](w.t)(api.Get(w.t.Context(), "agent", metav1.GetOptions{}))
@@ -163,9 +166,19 @@ func (w *world) describeDaemonSets() string {
 // hashes the template of a DaemonSet, Weft what the revision holds, and either
 // finds a revision of the other by what it holds.
 func (w *world) numberRevisions(text string) string {
-	list := must[*appsv1.ControllerRevisionList](w.t)(w.Client.AppsV1().ControllerRevisions(namespace).List(w.t.Context(), metav1.ListOptions{}))
-	for _, r := range list.Items {
-		text = strings.ReplaceAll(text, r.Labels[appsv1.DefaultDaemonSetUniqueLabelKey], fmt.Sprint("#", r.Revision))
+	w.rememberHashes()
+	for hash, number := range w.hashes {
+		text = strings.ReplaceAll(text, hash, fmt.Sprint("#", number))
 	}
 	return text
+}
+
+// rememberHashes notes the revisions there are: pods may outlive them.
+func (w *world) rememberHashes() {
+	if w.hashes == nil {
+		w.hashes = map[string]int64{}
+	}
+	for _, r := range w.revisions() {
+		w.hashes[r.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]] = r.Revision
+	}
 }

@@ -49,16 +49,18 @@ func deployments() kind {
 			must[*appsv1.Deployment](w.t)(w.Client.AppsV1().Deployments(namespace).Create(w.t.Context(), newDeployment(), metav1.CreateOptions{}))
 		},
 		actions: append(deploymentActions, podActions...),
+		pause:   held,
 		nudge:   editDeployment(func(d *appsv1.Deployment, n int) { d.Labels = map[string]string{"look": fmt.Sprint(n)} }),
-		// The longest progress deadline is ten minutes. Upstream's controller is
-		// busy all the time with a Deployment that was complete and is not any more.
-		settle:   11 * time.Minute,
+		// The longest progress deadline is two minutes. More would take long:
+		// upstream is busy all the time with a Deployment that was complete and
+		// is not any more.
+		settle:   3 * time.Minute,
 		describe: func(w *world) string { return w.describeDeployments() + w.describeSets() + w.describePods() },
 	}
 }
 
 // newDeployment is one with the API server's defaults, which testcluster does
-// not set.
+// not set, but for a shorter progress deadline.
 func newDeployment() *appsv1.Deployment {
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: namespace},
@@ -68,7 +70,7 @@ func newDeployment() *appsv1.Deployment {
 			Template:                podTemplate("v1"),
 			Strategy:                rolling(intstr.FromString("25%"), intstr.FromString("25%")),
 			RevisionHistoryLimit:    new(int32(10)),
-			ProgressDeadlineSeconds: new(int32(600)),
+			ProgressDeadlineSeconds: new(int32(120)),
 		},
 	}
 }

@@ -16,9 +16,8 @@ const (
 	// missed on one side only.
 	longestFault = 3 * time.Second
 	// recovery is longer than any back-off that such faults lead to, and than
-	// the five minutes after which upstream's controllers stop to wait for an
-	// event that does not come.
-	recovery = 6 * time.Minute
+	// what is held up takes then.
+	recovery = 2 * time.Minute
 )
 
 // faults decides which writes of controllers are refused, and which are

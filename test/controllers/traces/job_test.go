@@ -39,7 +39,7 @@ func TestJobsEndAsUpstream(t *testing.T) {
 		actions: append(jobActions, without(podActions, "orphan pod", "deletion cost")...),
 		// Upstream looks at a Job's pods once a second, so sooner than that
 		// an action would meet other pods.
-		pause:    3410 * time.Millisecond,
+		pause:    3810 * time.Millisecond,
 		nudge:    editJob(func(j *batchv1.Job, n int) { j.Labels = map[string]string{"look": fmt.Sprint(n)} }),
 		describe: func(w *world) string { return w.describeJobs() + w.describePods() },
 	})

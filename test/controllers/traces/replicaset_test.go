@@ -62,6 +62,7 @@ func TestReplicaSetsEndAsUpstream(t *testing.T) {
 				w.replace(set.UID, n, create)
 			}},
 		}, podActions...),
+		pause:    held,
 		nudge:    edit(func(set *appsv1.ReplicaSet, n int) { set.Labels = map[string]string{"look": fmt.Sprint(n)} }),
 		describe: func(w *world) string { return w.describeSets() + w.describePods() },
 	})
@@ -114,6 +115,7 @@ func TestReplicationControllersEndAsUpstream(t *testing.T) {
 				w.replace(rc.UID, n, create)
 			}},
 		}, podActions...),
+		pause:    held,
 		nudge:    edit(func(rc *corev1.ReplicationController, n int) { rc.Labels = map[string]string{"look": fmt.Sprint(n)} }),
 		describe: func(w *world) string { return w.describeReplicationControllers() + w.describePods() },
 	})

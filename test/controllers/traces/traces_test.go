@@ -113,6 +113,8 @@ type world struct {
 	faults *faults
 	// addresses is how many pods were given one.
 	addresses int
+	// hashes has the number of every ControllerRevision of a DaemonSet, by hash.
+	hashes map[string]int64
 }
 
 // client returns what controllers talk to the API server with.
@@ -150,12 +152,16 @@ func (w *world) look() {
 
 // waits are chosen so that controllers are sometimes in the middle of
 // something, and sometimes all deadlines and back-offs have passed. They are
-// crooked so that nothing happens in the very moment in which something else is
-// due: pods take whole seconds, and so do deadlines and schedules.
+// crooked so that nothing happens when something else is due, or shortly after:
+// pods take whole seconds, and so do deadlines and schedules.
 var waits = []time.Duration{
-	0, 130 * time.Millisecond, 1370 * time.Millisecond, 3410 * time.Millisecond,
-	10290 * time.Millisecond, time.Minute + 170*time.Millisecond, 15*time.Minute + 230*time.Millisecond,
+	0, 130 * time.Millisecond, 1770 * time.Millisecond, 3810 * time.Millisecond,
+	10790 * time.Millisecond, time.Minute + 870*time.Millisecond, 15*time.Minute + 830*time.Millisecond,
 }
+
+// held is longer than Weft's controllers hold back the statuses of ReplicaSets
+// and Deployments, on which upstream has acted by then.
+const held = 700 * time.Millisecond
 
 // sequence is a variant of the workload and what happens to it.
 type sequence struct {
@@ -187,7 +193,7 @@ func (k kind) play(t *testing.T, controllers side, s sequence, attempt uint64) [
 	var states []string
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{Cluster: testcluster.New(t), t: t, nudge: k.nudge, faults: newFaults(s.faults, attempt)}
-		w.Broken = "broken"
+		w.Broken, w.Salt = "broken", 1+attempt
 		runners := controllers(t, server{w.Cluster, w.client()})
 		w.Nodes(2*time.Second, time.Second)
 		w.Run(runners...)
