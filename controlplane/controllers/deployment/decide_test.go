@@ -326,6 +326,9 @@ func TestWhatIsWrittenWithoutDelay(t *testing.T) {
 	progress := func(reason string, status corev1.ConditionStatus) appsv1.DeploymentCondition {
 		return appsv1.DeploymentCondition{Type: appsv1.DeploymentProgressing, Reason: reason, Status: status}
 	}
+	available := func(message string) appsv1.DeploymentCondition {
+		return appsv1.DeploymentCondition{Type: appsv1.DeploymentProgressing, Reason: reasonSetAvailable, Status: "True", Message: message}
+	}
 	collided := status(3, 0, 3, 0)
 	collided.CollisionCount = new(int32(1))
 	cases := []struct {
@@ -340,6 +343,7 @@ func TestWhatIsWrittenWithoutDelay(t *testing.T) {
 		{"it has missed its deadline", status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), status(4, 1, 3, 0, progress(reasonTimedOut, "False")), true},
 		{"the first condition is known", status(3, 0, 3, 0), status(3, 0, 3, 0, progress(reasonSetCreated, "True")), true},
 		{"a rollout begins", status(3, 3, 3, 0, progress(reasonSetAvailable, "True")), status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), true},
+		{"a rollout without pods is complete at once", status(0, 0, 0, 0, available("a")), status(0, 0, 0, 0, available("b")), true},
 		{"a set is created", status(3, 0, 3, 0, progress(reasonSetUpdated, "True")), status(3, 0, 3, 0, progress(reasonSetCreated, "True")), true},
 		{"the name of the new set is taken", status(3, 0, 3, 0), collided, true},
 	}

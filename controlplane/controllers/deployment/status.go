@@ -80,8 +80,7 @@ func isUrgent(d *appsv1.Deployment, status appsv1.DeploymentStatus) bool {
 // complete, nothing tells it from the one before but what was written at its begin.
 func begins(old, status appsv1.DeploymentStatus) bool {
 	was, is := find(old.Conditions, appsv1.DeploymentProgressing), find(status.Conditions, appsv1.DeploymentProgressing)
-	return was != nil && is != nil &&
-		(was.Reason == reasonSetAvailable && is.Reason != reasonSetAvailable || is.Reason == reasonSetCreated && *is != *was)
+	return was != nil && is != nil && *was != *is && (was.Reason == reasonSetAvailable || is.Reason == reasonSetCreated)
 }
 
 // equalStatuses reports whether the same conditions are true in a and b.

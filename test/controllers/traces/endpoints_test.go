@@ -232,8 +232,9 @@ var endpointActions = []action{
 	{"make anew", func(w *world, n int) {
 		api := w.Client.CoreV1().Services(namespace)
 		_ = api.Delete(w.t.Context(), "web", metav1.DeleteOptions{})
-		w.Pass([]time.Duration{0, 10 * time.Second}[n%2])
+		w.Pass([]time.Duration{time.Second, 10 * time.Second}[n%2])
 		w.collectGarbage()
+		w.Pass(time.Second)
 		must[*corev1.Service](w.t)(api.Create(w.t.Context(), newService("web", n/2), metav1.CreateOptions{}))
 	}},
 	{"delete a slice", func(w *world, n int) {

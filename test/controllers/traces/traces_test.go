@@ -200,7 +200,7 @@ func (k kind) play(t *testing.T, controllers side, s sequence, attempt uint64) [
 		w.while(10*time.Second, func() { k.create(w, s.variant) })
 		for _, step := range s.steps {
 			states = append(states, k.describe(w))
-			w.while(step.wait, func() { step.action.do(w, step.n) })
+			w.while(step.wait+jitter(attempt), func() { step.action.do(w, step.n) })
 		}
 		states = append(states, k.describe(w))
 		settle := cmp.Or(k.settle, 20*time.Minute)
@@ -215,8 +215,14 @@ func (k kind) play(t *testing.T, controllers side, s sequence, attempt uint64) [
 
 // attempts is how often a sequence is played before its sides count as
 // different: which of several equal pods or nodes goes first is up to chance,
-// several times in one sequence, and so is which write is refused.
+// several times in one sequence, and so is which write is refused, and which of
+// two things comes first that are due within a second.
 const attempts = 60
+
+// jitter is how much longer the waits of an attempt are, up to a second.
+func jitter(attempt uint64) time.Duration {
+	return time.Duration(attempt) * 170 * time.Millisecond % time.Second
+}
 
 // differ returns what each side leaves behind, and whether that differs
 // however often it is tried.
