@@ -60,7 +60,7 @@ func TestEndpointsEndAsUpstream(t *testing.T) {
 				must[*corev1.Service](w.t)(w.Client.CoreV1().Services(namespace).Create(w.t.Context(), s, metav1.CreateOptions{}))
 			}
 		},
-		actions:  append(endpointActions, without(podActions, "orphan pod", "deletion cost")...),
+		actions:  append(endpointActions, without(podActions, "pod fails", "pod ends well", "orphan pod", "deletion cost")...),
 		nudge:    lookAtServices,
 		describe: func(w *world) string { return w.describeEndpoints() + w.describeSlices() + w.describePods() },
 	})
@@ -204,6 +204,15 @@ func writeEndpoints(edit func(e *corev1.Endpoints, n int)) func(*world, int) {
 	}
 }
 
+// endPod ends a pod, which upstream misses if it was not ready.
+func endPod(phase corev1.PodPhase) func(*world, int) {
+	return onPod(func(w *world, pod *corev1.Pod) {
+		w.finish(pod, phase)
+		w.Pass(100 * time.Millisecond)
+		w.look()
+	})
+}
+
 var endpointActions = []action{
 	{"add pod", func(w *world, n int) { w.addPod(n) }},
 	{"add pod", func(w *world, n int) { w.addPod(n) }},
@@ -212,6 +221,8 @@ var endpointActions = []action{
 			w.addPod(n + i)
 		}
 	}},
+	{"pod fails", endPod(corev1.PodFailed)},
+	{"pod ends well", endPod(corev1.PodSucceeded)},
 	{"pod address", onPod(func(w *world, pod *corev1.Pod) {
 		w.addresses++
 		pod.Status.PodIPs = addressesOf(w.addresses)
