@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	appslisters "k8s.io/client-go/listers/apps/v1"
 	batchlisters "k8s.io/client-go/listers/batch/v1"
@@ -94,7 +95,7 @@ func (w *world) node(ctx context.Context, i int) error {
 		corev1.ResourcePods:   resource.MustParse("10000"),
 	}
 	cidr := fmt.Sprintf("10.%d.%d.0/24", 128+i/256, i%256)
-	node, err := w.client.CoreV1().Nodes().Create(ctx, &corev1.Node{
+	_, err := w.client.CoreV1().Nodes().Create(ctx, &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: w.nodes[i]},
 		Spec:       corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}},
 		Status: corev1.NodeStatus{
@@ -107,8 +108,7 @@ func (w *world) node(ctx context.Context, i int) error {
 	}
 	// Every new node is tainted as not ready, and nobody here would notice
 	// that it is.
-	node.Spec.Taints = nil
-	_, err = w.client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{})
+	_, err = w.client.CoreV1().Nodes().Patch(ctx, w.nodes[i], types.MergePatchType, []byte(`{"spec":{"taints":null}}`), metav1.PatchOptions{})
 	return err
 }
 
