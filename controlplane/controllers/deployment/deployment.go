@@ -144,7 +144,7 @@ func (c *Controller) refuseAll(ctx context.Context, d *appsv1.Deployment) error 
 	c.events.Warning(d, "SelectingAll", "This deployment is selecting all pods. A non-empty selector is required.")
 	status := d.Status
 	status.ObservedGeneration = d.Generation
-	return c.writeStatus(ctx, reconcile.KeyOf(d), d, "", status)
+	return c.updateStatus(ctx, reconcile.KeyOf(d), d, "", status, true)
 }
 
 // claim returns the Deployment's sets, after adoption and release.
@@ -188,7 +188,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, d *
 			if failed == nil {
 				return err
 			}
-			return errors.Join(err, c.writeStatus(ctx, key, d, "", *failed))
+			return errors.Join(err, c.updateStatus(ctx, key, d, "", *failed, true))
 		}
 	}
 	for _, set := range plan.Update {
@@ -213,7 +213,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, d *
 	if plan.Again > 0 {
 		c.AddAfter(key, plan.Again)
 	}
-	return c.updateStatus(ctx, key, d, plan.Revision, plan.Status)
+	return c.updateStatus(ctx, key, d, plan.Revision, plan.Status, isUrgent(d, plan.Status))
 }
 
 // create makes the new set. If that fails for a reason that users should see,
@@ -253,36 +253,27 @@ func (c *Controller) collision(ctx context.Context, d *appsv1.Deployment, set *a
 	return &status, exists
 }
 
-// updateStatus writes the status, or has the Deployment looked at again when
-// its status must wait no longer.
-func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus) error {
-	if !isUrgent(d, status) && !isReported(d, revision, status) {
-		if wait := c.pace.Hold(key, time.Now()); wait > 0 {
+// updateStatus writes the status and the revision annotation in one request,
+// or, if that is not urgent, has the Deployment looked at again when they must
+// wait no longer. A revision of "" is left as it is.
+func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus, urgent bool) error {
+	sameRevision := revision == "" || d.Annotations[annotationRevision] == revision
+	if sameRevision && equality.Semantic.DeepEqual(d.Status, status) {
+		c.pace.Forget(key)
+		return nil
+	}
+	begin := time.Now()
+	if !urgent {
+		if wait := c.pace.Hold(key, begin); wait > 0 {
 			c.AddAfter(key, wait)
 			return nil
 		}
 	}
-	return c.writeStatus(ctx, key, d, revision, status)
-}
-
-// isReported reports whether d says all there is to say; a revision of "" is
-// left as it is.
-func isReported(d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus) bool {
-	return (revision == "" || d.Annotations[annotationRevision] == revision) && equality.Semantic.DeepEqual(d.Status, status)
-}
-
-// writeStatus writes the status and the revision annotation in one request.
-func (c *Controller) writeStatus(ctx context.Context, key types.NamespacedName, d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus) error {
-	if isReported(d, revision, status) {
-		c.pace.Forget(key)
-		return nil
-	}
 	updated := *d
 	updated.Status = status
-	if revision != "" {
+	if !sameRevision {
 		updated.Annotations = withEntry(d.Annotations, annotationRevision, revision)
 	}
-	begin := time.Now()
 	written, err := c.client.AppsV1().Deployments(d.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
 	c.pace.Wrote(key, time.Since(begin))
 	if apierrors.IsNotFound(err) {

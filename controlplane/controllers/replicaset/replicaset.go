@@ -138,12 +138,14 @@ func (c *Controller) siblings(set set) []*corev1.Pod {
 
 // carryOut creates and deletes pods, then reports what came of it.
 func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set set, plan plan) error {
-	failure := c.create(ctx, key, set, plan.Create)
+	made, failure := c.create(ctx, key, set, plan.Create)
 	if len(plan.Delete) > 0 {
 		failure = c.writer.Delete(ctx, key, set.object, plan.Delete)
 	}
 	status := withFailure(plan.Status, plan.failureReason(), failure, time.Now())
-	if err := c.updateStatus(ctx, key, set, status); err != nil {
+	// Pods that were not made bring no event with which the status could wait.
+	urgent := made < plan.Create || isUrgent(set.ReplicaSet, status)
+	if err := c.updateStatus(ctx, key, set, status, urgent); err != nil {
 		return errors.Join(failure, err)
 	}
 	if plan.Again > 0 {
@@ -152,20 +154,19 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set
 	return failure
 }
 
-func (c *Controller) create(ctx context.Context, key types.NamespacedName, set set, n int) error {
-	_, err := c.writer.Create(ctx, key, set.object, n, func(int) *corev1.Pod { return reconcile.NewPod(&set.Spec.Template, set, c.kind.gvk()) })
-	return err
+func (c *Controller) create(ctx context.Context, key types.NamespacedName, set set, n int) (made int, err error) {
+	return c.writer.Create(ctx, key, set.object, n, func(int) *corev1.Pod { return reconcile.NewPod(&set.Spec.Template, set, c.kind.gvk()) })
 }
 
-// updateStatus writes the status, or has the set looked at again when its
-// status must wait no longer.
-func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, set set, status appsv1.ReplicaSetStatus) error {
+// updateStatus writes the status, or, if that is not urgent, has the set looked
+// at again when it must wait no longer.
+func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, set set, status appsv1.ReplicaSetStatus, urgent bool) error {
 	if equality.Semantic.DeepEqual(set.Status, status) {
 		c.pace.Forget(key)
 		return nil
 	}
 	begin := time.Now()
-	if !isUrgent(set.ReplicaSet, status) {
+	if !urgent {
 		if wait := c.pace.Hold(key, begin); wait > 0 {
 			c.AddAfter(key, wait)
 			return nil

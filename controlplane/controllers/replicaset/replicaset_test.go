@@ -218,7 +218,7 @@ func TestNamespaceThatTerminatesGetsNoPods(t *testing.T) {
 		})
 		w.create(replicas(3))
 		w.Pass(time.Hour)
-		if c := w.get("web").Status.Conditions; attempts > 3 || len(c) != 0 {
+		if c := w.get("web").Status.Conditions; attempts > 2 || len(c) != 0 {
 			t.Errorf("%d attempts, conditions %+v", attempts, c)
 		}
 	})
