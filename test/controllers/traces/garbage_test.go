@@ -56,9 +56,9 @@ func (w *world) collectGarbage() {
 	live := map[types.UID]bool{}
 	for _, r := range owned {
 		for _, object := range w.objects(r) {
-			isGone := func(ref metav1.OwnerReference) bool { return !live[ref.UID] }
+			isLive := func(ref metav1.OwnerReference) bool { return live[ref.UID] }
 			refs := object.GetOwnerReferences()
-			if len(refs) > 0 && !slices.ContainsFunc(refs, func(ref metav1.OwnerReference) bool { return !isGone(ref) }) {
+			if len(refs) > 0 && !slices.ContainsFunc(refs, isLive) {
 				_, _ = w.Client.Invokes(kubetesting.NewDeleteAction(r.GroupVersionResource, namespace, object.GetName()), nil)
 			} else {
 				live[object.GetUID()] = true
