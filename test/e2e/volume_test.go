@@ -72,10 +72,14 @@ func TestDataOutlivesItsPodAndGoesWithItsClaim(t *testing.T) {
 	available(t, ns, "keeper")
 	kubectl("-n", ns, "exec", "deploy/keeper", "--", "sh", "-c", "echo precious > /data/file").must(t)
 	kubectl("-n", ns, "delete", "pod", "-l", "app=keeper").must(t)
-	available(t, ns, "keeper")
-	if out := kubectl("-n", ns, "exec", "deploy/keeper", "--", "cat", "/data/file").must(t); out != "precious\n" {
-		t.Errorf("the next pod reads %q", out)
-	}
+	// The Deployment may not have heard yet that its pod is gone.
+	eventually(t, 30*time.Second, "the next pod has the data", func() error {
+		out, err := kubectl("-n", ns, "exec", "deploy/keeper", "--", "cat", "/data/file").output()
+		if err == nil && out != "precious\n" {
+			err = fmt.Errorf("it reads %q", out)
+		}
+		return err
+	})
 	volume, path := volumePath(t, ns, "data")
 	kubectl("-n", ns, "delete", "pvc/data", "--wait=false").must(t)
 	time.Sleep(2 * time.Second)
