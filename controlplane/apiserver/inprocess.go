@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // inProcess carries requests of clients in this process to the server's
@@ -59,13 +60,28 @@ func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, nil
 }
 
-// watch returns when the handler has begun its answer.
+// watch returns when the handler has begun its answer. The server ends watches
+// whose buffers are full, which on a busy machine are full before a
+// goroutine has had its turn; one that has brought nothing yet is begun again
+// from where it was, since its reader would take that for a fault and list
+// everything anew after a pause.
 func (p inProcess) watch(ctx context.Context, cancel context.CancelFunc, r *http.Request) (*http.Response, error) {
 	s := newStream(cancel)
 	w := &response{header: http.Header{}, body: s, begun: make(chan struct{})}
 	go func() {
 		defer cancel()
+		begin := time.Now()
 		err := serve(p.handler, w, incoming(ctx, r))
+		for last := w; err == nil && last.status == http.StatusOK && isWatch(r) && !s.isUsed() && time.Since(begin) < emptyWatch; {
+			select {
+			case <-ctx.Done():
+			case <-time.After(againAfter):
+			}
+			if err = ctx.Err(); err == nil {
+				last = &response{header: http.Header{}, body: s, continues: true}
+				err = serve(p.handler, last, incoming(ctx, r))
+			}
+		}
 		s.end(err)
 		w.begin(http.StatusOK)
 	}()
@@ -78,6 +94,14 @@ func (p inProcess) watch(ctx context.Context, cancel context.CancelFunc, r *http
 	answer.ContentLength = -1
 	return answer, nil
 }
+
+// emptyWatch is how long it takes from the begin of a watch until its end is
+// told to its reader although nothing came; client-go finds a watch that is as
+// short as this faulty.
+const emptyWatch = time.Second
+
+// againAfter keeps a server that is about to stop from being asked in a loop.
+const againAfter = 5 * time.Millisecond
 
 // detach returns a context that ends with ctx but has none of its values: a
 // client may be called while another request is served, and the server keeps
@@ -99,16 +123,18 @@ func detach(ctx context.Context) (context.Context, context.CancelFunc) {
 // isEndless reports whether the answer to r has no end of its own: a watch,
 // or a log that is followed.
 func isEndless(r *http.Request) bool {
+	return isWatch(r) || asks(r, "follow")
+}
+
+func isWatch(r *http.Request) bool { return asks(r, "watch") }
+
+// asks reports whether the query of r says yes to name.
+func asks(r *http.Request, name string) bool {
 	if r.Method != http.MethodGet || r.URL.RawQuery == "" {
 		return false
 	}
-	query := r.URL.Query()
-	for _, name := range []string{"watch", "follow"} {
-		if yes, err := strconv.ParseBool(query.Get(name)); err == nil && yes {
-			return true
-		}
-	}
-	return false
+	yes, err := strconv.ParseBool(r.URL.Query().Get(name))
+	return err == nil && yes
 }
 
 // incoming is r as a server would have read it.
@@ -150,6 +176,8 @@ type response struct {
 	status int
 	sent   http.Header
 	begun  chan struct{} // nil if nobody waits for it
+	// continues says that the reader had its status already, of success.
+	continues bool
 }
 
 func (w *response) Header() http.Header { return w.header }
@@ -173,6 +201,9 @@ func (w *response) begin(status int) {
 
 func (w *response) Write(data []byte) (int, error) {
 	w.begin(http.StatusOK)
+	if w.continues && w.status != http.StatusOK {
+		return len(data), nil // the end of the stream must do
+	}
 	return w.body.Write(data)
 }
 
@@ -212,6 +243,7 @@ type stream struct {
 	changed sync.Cond
 	data    bytes.Buffer
 	flushed int // bytes at the head of data that may be read
+	used    bool
 	err     error
 	ended   bool
 	cancel  context.CancelFunc
@@ -234,7 +266,15 @@ func (s *stream) Write(data []byte) (int, error) {
 	if s.ended {
 		return 0, io.ErrClosedPipe
 	}
+	s.used = true
 	return s.data.Write(data)
+}
+
+// isUsed reports whether anything has been written.
+func (s *stream) isUsed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
 }
 
 func (s *stream) flush() {

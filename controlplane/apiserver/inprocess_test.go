@@ -172,6 +172,51 @@ func TestWatchesStreamUntilSomebodyEndsThem(t *testing.T) {
 	})
 }
 
+func TestAWatchThatEndsEmptyIsBegunAgain(t *testing.T) {
+	times := 0
+	// endsEmpty is a server that ends the first n watches without an event.
+	endsEmpty := func(n int, after time.Duration, then http.HandlerFunc) http.HandlerFunc {
+		times = 0
+		return func(w http.ResponseWriter, r *http.Request) {
+			if times++; times <= n {
+				w.(http.Flusher).Flush()
+				time.Sleep(after)
+				return
+			}
+			then(w, r)
+		}
+	}
+	event := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "event") }
+	tooOld := func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "too old resource version", http.StatusGone)
+	}
+	fails := func(http.ResponseWriter, *http.Request) { panic("no") }
+	for _, c := range []struct {
+		name, path string
+		handler    func() http.HandlerFunc
+		times      int
+		body       string
+	}{
+		{"the server was busy", "/?watch=1", func() http.HandlerFunc { return endsEmpty(3, 0, event) }, 4, "event"},
+		{"the watch had its time", "/?watch=1", func() http.HandlerFunc { return endsEmpty(3, emptyWatch, event) }, 1, ""},
+		{"it is no watch", "/?follow=1", func() http.HandlerFunc { return endsEmpty(3, 0, event) }, 1, ""},
+		{"its place is lost", "/?watch=1", func() http.HandlerFunc { return endsEmpty(1, 0, tooOld) }, 2, ""},
+		{"the server fails", "/?watch=1", func() http.HandlerFunc { return endsEmpty(1, 0, fails) }, 2, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				response, err := ask(t, t.Context(), c.handler(), "GET", c.path, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if body, _ := io.ReadAll(response.Body); string(body) != c.body || times != c.times || response.StatusCode != http.StatusOK {
+					t.Errorf("read %q after %d requests, want %q after %d", body, times, c.body, c.times)
+				}
+			})
+		})
+	}
+}
+
 func TestAWatchThatNobodyReadsHoldsItsWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		written := 0
