@@ -13,9 +13,9 @@ import (
 
 // Etcd says how to reach the store.
 type Etcd struct {
-	// Endpoints are https URLs.
+	// Endpoints are URLs, of scheme https or unix.
 	Endpoints []string
-	// CAFile, CertFile and KeyFile are PEM files for mutual TLS.
+	// CAFile, CertFile and KeyFile are PEM files for mutual TLS; "" for unix.
 	CAFile, CertFile, KeyFile string
 }
 

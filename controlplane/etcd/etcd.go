@@ -1,6 +1,7 @@
-// Package etcd runs the store inside this process: one etcd member that
-// listens on the loopback interface and admits only clients with a
-// certificate of the etcd CA.
+// Package etcd runs the store inside this process: one etcd member. The API
+// server reaches it through a Unix socket in its directory, which only root
+// may enter, and is spared the cost of TLS. Tools reach it at the loopback
+// interface, where only clients with a certificate of the etcd CA are admitted.
 package etcd
 
 import (
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -41,7 +43,8 @@ type Config struct {
 // Member is a running etcd.
 type Member struct {
 	etcd     *embed.Etcd
-	endpoint string
+	local    string
+	network  string
 	logLevel zap.AtomicLevel
 }
 
@@ -64,7 +67,7 @@ func Start(ctx context.Context, cfg Config) (*Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
-	m := &Member{etcd: e, endpoint: ec.AdvertiseClientUrls[0].String(), logLevel: level}
+	m := &Member{etcd: e, local: ec.ListenClientUrls[0].String(), network: ec.AdvertiseClientUrls[0].String(), logLevel: level}
 	if err := m.waitReady(ctx); err != nil {
 		e.Close()
 		return nil, fmt.Errorf("start etcd: %w", err)
@@ -105,9 +108,13 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	ec := embed.NewConfig()
 	ec.Name = "weft"
 	ec.Dir = cfg.Dir
-	ec.ListenClientUrls, ec.AdvertiseClientUrls = clients, clients
-	ec.ListenPeerUrls, ec.AdvertisePeerUrls = peers, peers
-	ec.InitialCluster = ec.Name + "=" + peers[0].String()
+	socket, err := socketURL(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	ec.ListenClientUrls, ec.AdvertiseClientUrls = []url.URL{socket, clients}, []url.URL{clients}
+	ec.ListenPeerUrls, ec.AdvertisePeerUrls = []url.URL{peers}, []url.URL{peers}
+	ec.InitialCluster = ec.Name + "=" + peers.String()
 	ec.InitialClusterToken = "weft"
 	ec.ClientTLSInfo, ec.PeerTLSInfo = tls, tls
 	ec.QuotaBackendBytes = quotaBytes
@@ -115,16 +122,36 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	return ec, nil
 }
 
-func loopbackURL(port int) ([]url.URL, error) {
+func loopbackURL(port int) (url.URL, error) {
 	if port < 1 || port > 65535 {
-		return nil, fmt.Errorf("%d is not a TCP port", port)
+		return url.URL{}, fmt.Errorf("%d is not a TCP port", port)
 	}
 	host := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	return []url.URL{{Scheme: "https", Host: host}}, nil
+	return url.URL{Scheme: "https", Host: host}, nil
 }
 
-// Endpoint returns the URL for clients.
-func (m *Member) Endpoint() string { return m.endpoint }
+// socketURL returns the URL of the socket in dir.
+func socketURL(dir string) (url.URL, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return url.URL{}, fmt.Errorf("etcd directory: %w", err)
+	}
+	socket := filepath.Join(dir, "client.sock")
+	if len(socket) > longestSocket {
+		return url.URL{}, fmt.Errorf("etcd directory %s: too long by %d characters for a socket in it; choose a shorter state directory", dir, len(socket)-longestSocket)
+	}
+	return url.URL{Scheme: "unix", Path: socket}, nil
+}
+
+// longestSocket is how long the path of a Unix socket may be (unix(7)).
+const longestSocket = 107
+
+// LocalEndpoint returns the URL for clients in this process; they need no
+// certificate.
+func (m *Member) LocalEndpoint() string { return m.local }
+
+// NetworkEndpoint returns the URL for clients with a certificate.
+func (m *Member) NetworkEndpoint() string { return m.network }
 
 // Err reports that the member can no longer serve.
 func (m *Member) Err() <-chan error { return m.etcd.Err() }

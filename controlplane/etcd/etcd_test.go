@@ -74,7 +74,7 @@ func client(t *testing.T, m *Member, p *pki.PKI, certs ...tls.Certificate) *clie
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{m.Endpoint()},
+		Endpoints: []string{m.NetworkEndpoint()},
 		TLS:       &tls.Config{RootCAs: pool, Certificates: certs},
 		Logger:    zap.NewNop(),
 	})
@@ -108,6 +108,27 @@ func TestWhatWasWrittenIsThereAfterARestart(t *testing.T) {
 	}
 	if len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != "value" {
 		t.Errorf("read %v", resp.Kvs)
+	}
+}
+
+func TestClientsInTheProcessNeedNoCertificate(t *testing.T) {
+	p := keys(t)
+	m := start(t, filepath.Join(t.TempDir(), "etcd"), p)
+	defer m.Close()
+	local, err := clientv3.New(clientv3.Config{Endpoints: []string{m.LocalEndpoint()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	if _, err := local.Put(t.Context(), "key", "value"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADirectoryTooLongForASocketIsRefused(t *testing.T) {
+	_, err := Start(t.Context(), Config{Dir: filepath.Join(t.TempDir(), strings.Repeat("d", 100)), ClientPort: 2379, PeerPort: 2380})
+	if err == nil || !strings.Contains(err.Error(), "shorter state directory") {
+		t.Errorf("error %v", err)
 	}
 }
 

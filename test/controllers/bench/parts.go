@@ -160,12 +160,7 @@ func serve(ctx context.Context, cfg controlplane.Config, beside func(context.Con
 		BindPort:         cfg.BindPort,
 		ServiceCIDRs:     cfg.ServiceCIDRs,
 		ClusterDomain:    cfg.ClusterDomain,
-		Etcd: apiserver.Etcd{
-			Endpoints: []string{member.Endpoint()},
-			CAFile:    keys.Path(pki.EtcdCA),
-			CertFile:  keys.Path(pki.EtcdClientCert),
-			KeyFile:   keys.Path(pki.EtcdClientKey),
-		},
+		Etcd:             apiserver.Etcd{Endpoints: []string{member.LocalEndpoint()}},
 	})
 	if err != nil {
 		return err
