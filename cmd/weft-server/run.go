@@ -103,6 +103,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	controlplane.TuneMemory()
 	return controlplane.Run(ctx, config)
 }
 
