@@ -7,7 +7,9 @@ import (
 )
 
 // maxParallel bounds the API calls that one step of one controller has in flight.
-const maxParallel = 64
+// They are answered in the same process mostly, where more of them than it has
+// processors only delay others, above all the watches that bring the result.
+const maxParallel = 16
 
 // SlowStart calls do for 0 … n-1 in batches of 1, 2, 4, …, each batch at
 // once, and stops after the first batch with an error. So a quota that is

@@ -16,18 +16,17 @@ const (
 	longestHold  = 500 * time.Millisecond
 )
 
-// Pace folds writes of statuses that change often: counts on their way to a
-// goal, while many pods are made or become ready. What ends a change, or tells
-// of a failure, is written at once and not held. The zero Pace is ready for use.
-type Pace struct {
+// pace says how long statuses that change often wait for others to share their
+// write.
+type pace struct {
 	mu   sync.Mutex
 	due  map[types.NamespacedName]time.Time
 	took time.Duration // by a write, smoothed
 }
 
-// Hold returns how long the status of key may still wait to be written, from
+// hold returns how long the status of key may still wait to be written, from
 // the first time that it differs; 0 says that it must be written now.
-func (p *Pace) Hold(key types.NamespacedName, now time.Time) time.Duration {
+func (p *pace) hold(key types.NamespacedName, now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	due, held := p.due[key]
@@ -41,8 +40,8 @@ func (p *Pace) Hold(key types.NamespacedName, now time.Time) time.Duration {
 	return max(due.Sub(now), 0)
 }
 
-// Wrote records that key's status has been written, and how long that took.
-func (p *Pace) Wrote(key types.NamespacedName, took time.Duration) {
+// wrote records that key's status has been written, and how long that took.
+func (p *pace) wrote(key types.NamespacedName, took time.Duration) {
 	const weight = 8 // of what was measured before
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -50,8 +49,8 @@ func (p *Pace) Wrote(key types.NamespacedName, took time.Duration) {
 	p.took += (took - p.took) / weight
 }
 
-// Forget drops key: it is gone, or there is nothing to write.
-func (p *Pace) Forget(key types.NamespacedName) {
+// forget drops key: it is gone, or there is nothing to write.
+func (p *pace) forget(key types.NamespacedName) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.due, key)

@@ -10,10 +10,10 @@ import (
 func TestPaceHoldsAStatusAccordingToHowLongWritesTake(t *testing.T) {
 	key, other := types.NamespacedName{Name: "a"}, types.NamespacedName{Name: "b"}
 	now := time.Unix(1000, 0)
-	var p Pace
+	var p pace
 	hold := func(what string, key types.NamespacedName, after, want time.Duration) {
 		t.Helper()
-		if got := p.Hold(key, now.Add(after)); got != want {
+		if got := p.hold(key, now.Add(after)); got != want {
 			t.Errorf("%s: held for %s, want %s", what, got, want)
 		}
 	}
@@ -24,14 +24,14 @@ func TestPaceHoldsAStatusAccordingToHowLongWritesTake(t *testing.T) {
 	hold("long after it was due", key, time.Minute, 0)
 
 	for range 100 {
-		p.Wrote(key, 10*time.Millisecond)
+		p.wrote(key, 10*time.Millisecond)
 	}
-	if got := p.Hold(key, now); got < 190*time.Millisecond || got > 200*time.Millisecond {
+	if got := p.hold(key, now); got < 190*time.Millisecond || got > 200*time.Millisecond {
 		t.Errorf("writes take 10 ms: held for %s", got)
 	}
-	p.Forget(key)
+	p.forget(key)
 	for range 100 {
-		p.Wrote(other, 10*time.Second)
+		p.wrote(other, 10*time.Second)
 	}
 	hold("writes take very long", key, 0, longestHold)
 }

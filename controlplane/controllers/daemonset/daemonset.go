@@ -13,12 +13,10 @@ package daemonset
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -48,15 +46,15 @@ type Controller struct {
 	client kubernetes.Interface
 	events *reconcile.Events
 
-	daemonSets     appslisters.DaemonSetLister
-	daemonSetStore reconcile.Store
-	nodes          corelisters.NodeLister
-	pods           reconcile.ByController[*corev1.Pod]
-	writer         reconcile.PodWriter
-	revisions      *reconcile.Revisions
-	fence          reconcile.Fence
-	deletions      reconcile.Deletions
-	backoff        backoff
+	daemonSets appslisters.DaemonSetLister
+	nodes      corelisters.NodeLister
+	pods       reconcile.ByController[*corev1.Pod]
+	writer     reconcile.PodWriter
+	revisions  *reconcile.Revisions
+	statuses   reconcile.Statuses
+	fence      reconcile.Fence
+	deletions  reconcile.Deletions
+	backoff    backoff
 }
 
 // --- What it watches ---
@@ -71,18 +69,18 @@ func New(env reconcile.Env) (*Controller, error) {
 		return nil, err
 	}
 	c := &Controller{
-		client:         env.Client,
-		events:         reconcile.NewEvents(env.Client, eventSource),
-		daemonSets:     daemonSets.Lister(),
-		daemonSetStore: daemonSets.Informer().GetStore(),
-		nodes:          nodes.Lister(),
-		pods:           pods,
+		client:     env.Client,
+		events:     reconcile.NewEvents(env.Client, eventSource),
+		daemonSets: daemonSets.Lister(),
+		nodes:      nodes.Lister(),
+		pods:       pods,
 	}
 	c.writer = reconcile.PodWriter{Client: env.Client, Events: c.events, Store: podInformer.GetStore(), Fence: &c.fence, Deletions: &c.deletions}
 	if c.revisions, err = reconcile.NewRevisions(env, &c.fence); err != nil {
 		return nil, err
 	}
-	c.Loop = env.NewLoop(reconcile.Config{Workers: 8, Reconcile: c.Reconcile, Events: c.events})
+	c.Loop = env.NewLoop(reconcile.Config{Workers: 8, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: daemonSets.Informer().GetStore()}
 	return c, errors.Join(
 		c.WatchSelf(daemonSets.Informer()),
 		c.WatchOwned(podInformer, kind.Kind, c.mayAdopt),
@@ -121,6 +119,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	if apierrors.IsNotFound(err) {
 		c.fence.Forget(key)
 		c.deletions.Forget(key)
+		c.statuses.Forget(key)
 		c.backoff.forget(key)
 		return nil
 	}
@@ -192,7 +191,7 @@ func historyOf(ds *appsv1.DaemonSet, revisions []*appsv1.ControllerRevision) rec
 func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, s state, plan plan, now time.Time) error {
 	err := c.revisions.Ensure(ctx, s.history)
 	if errors.Is(err, reconcile.ErrCollision) {
-		return c.updateStatus(ctx, key, s.ds, withCollision(s.ds.Status)) // which queues the DaemonSet again
+		return c.updateStatus(ctx, key, s.ds, withCollision(s.ds.Status), false) // which queues the DaemonSet again
 	}
 	if err != nil {
 		return err
@@ -208,7 +207,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, s s
 		c.writer.Delete(ctx, key, s.ds, plan.Delete),
 		c.create(ctx, key, s, plan.Create),
 	)
-	if err := c.updateStatus(ctx, key, s.ds, plan.Status); err != nil {
+	if err := c.updateStatus(ctx, key, s.ds, plan.Status, failure != nil); err != nil {
 		return errors.Join(failure, err)
 	}
 	if plan.Again > 0 {
@@ -226,19 +225,14 @@ func (c *Controller) create(ctx context.Context, key types.NamespacedName, s sta
 	return err
 }
 
-func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, ds *appsv1.DaemonSet, status appsv1.DaemonSetStatus) error {
-	if equality.Semantic.DeepEqual(ds.Status, status) {
-		return nil
-	}
-	updated := *ds
-	updated.Status = status
-	written, err := c.client.AppsV1().DaemonSets(ds.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("update status: %w", err)
-	}
-	c.fence.Wrote(key, c.daemonSetStore, written.ResourceVersion)
-	return nil
+func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, ds *appsv1.DaemonSet, status appsv1.DaemonSetStatus, failed bool) error {
+	return c.statuses.Write(key, newsOf(ds, status).After(failed), func() (string, error) {
+		updated := *ds
+		updated.Status = status
+		written, err := c.client.AppsV1().DaemonSets(ds.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
+		if err != nil {
+			return "", err
+		}
+		return written.ResourceVersion, nil
+	})
 }

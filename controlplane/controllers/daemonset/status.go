@@ -2,6 +2,8 @@ package daemonset
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/utils/ptr"
 
 	"weft.dev/weft/controlplane/reconcile"
 )
@@ -47,12 +49,25 @@ func (st *step) count() {
 	st.plan.Status = status
 }
 
+// newsOf says whether ds's new status may wait for others to share its write:
+// while pods are on their way to all nodes, and come or go one by one.
+func newsOf(ds *appsv1.DaemonSet, status appsv1.DaemonSetStatus) reconcile.News {
+	old := ds.Status
+	atGoal := func(s appsv1.DaemonSetStatus) bool {
+		return s.NumberUnavailable == 0 && s.NumberMisscheduled == 0 && s.UpdatedNumberScheduled == s.DesiredNumberScheduled
+	}
+	switch {
+	case equality.Semantic.DeepEqual(old, status):
+		return reconcile.NoNews
+	case old.ObservedGeneration != status.ObservedGeneration, !ptr.Equal(old.CollisionCount, status.CollisionCount),
+		atGoal(old) || atGoal(status):
+		return reconcile.Urgent
+	}
+	return reconcile.Counts
+}
+
 // withCollision counts another collision of a revision's name.
 func withCollision(status appsv1.DaemonSetStatus) appsv1.DaemonSetStatus {
-	collisions := new(int32(1))
-	if status.CollisionCount != nil {
-		*collisions += *status.CollisionCount
-	}
-	status.CollisionCount = collisions
+	status.CollisionCount = new(ptr.Deref(status.CollisionCount, 0) + 1)
 	return status
 }

@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"weft.dev/weft/controlplane/reconcile"
 )
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -337,6 +339,7 @@ func TestWhatIsWrittenWithoutDelay(t *testing.T) {
 		want     bool
 	}{
 		{"the rollout is complete", status(4, 3, 4, 0), status(3, 3, 3, 1), true},
+		{"one of its pods is lost", status(3, 3, 3, 0), status(3, 3, 2, 0), true},
 		{"one more pod is of the new template", status(4, 1, 4, 0), status(4, 2, 4, 0), false},
 		{"the last old pod has ended", status(3, 3, 3, 1), status(3, 3, 3, 0), false},
 		{"it goes on", status(3, 0, 3, 0, progress(reasonSetCreated, "True")), status(4, 1, 3, 0, progress(reasonSetUpdated, "True")), false},
@@ -349,8 +352,9 @@ func TestWhatIsWrittenWithoutDelay(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			if got := isUrgent(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Generation: 1}, Spec: appsv1.DeploymentSpec{Replicas: new(int32(3))}, Status: c.old}, c.new); got != c.want {
-				t.Errorf("urgent: %v", got)
+			d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Generation: 1}, Spec: appsv1.DeploymentSpec{Replicas: new(int32(3))}, Status: c.old}
+			if got := newsOf(d, c.new); (got == reconcile.Urgent) != c.want {
+				t.Errorf("news: %v", got)
 			}
 		})
 	}

@@ -17,7 +17,6 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -43,7 +42,7 @@ type Controller struct {
 	setsOf          reconcile.ByController[*appsv1.ReplicaSet]
 	podsOf          reconcile.ByController[*corev1.Pod]
 	fence           reconcile.Fence
-	pace            reconcile.Pace
+	statuses        reconcile.Statuses
 }
 
 // --- What it watches ---
@@ -72,6 +71,7 @@ func New(env reconcile.Env) (*Controller, error) {
 		podsOf:          podsOf,
 	}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: c.deploymentStore}
 	return c, errors.Join(
 		c.WatchSelf(deployments.Informer()),
 		c.WatchOwned(sets.Informer(), kind.Kind, c.mayAdopt),
@@ -119,7 +119,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	d, err := c.deployments.Deployments(key.Namespace).Get(key.Name)
 	if apierrors.IsNotFound(err) {
 		c.fence.Forget(key)
-		c.pace.Forget(key)
+		c.statuses.Forget(key)
 		return nil
 	}
 	if err != nil {
@@ -144,7 +144,7 @@ func (c *Controller) refuseAll(ctx context.Context, d *appsv1.Deployment) error 
 	c.events.Warning(d, "SelectingAll", "This deployment is selecting all pods. A non-empty selector is required.")
 	status := d.Status
 	status.ObservedGeneration = d.Generation
-	return c.updateStatus(ctx, reconcile.KeyOf(d), d, "", status, true)
+	return c.updateStatus(ctx, reconcile.KeyOf(d), d, "", status)
 }
 
 // claim returns the Deployment's sets, after adoption and release.
@@ -188,7 +188,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, d *
 			if failed == nil {
 				return err
 			}
-			return errors.Join(err, c.updateStatus(ctx, key, d, "", *failed, true))
+			return errors.Join(err, c.updateStatus(ctx, key, d, "", *failed))
 		}
 	}
 	for _, set := range plan.Update {
@@ -213,7 +213,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, d *
 	if plan.Again > 0 {
 		c.AddAfter(key, plan.Again)
 	}
-	return c.updateStatus(ctx, key, d, plan.Revision, plan.Status, isUrgent(d, plan.Status))
+	return c.updateStatus(ctx, key, d, plan.Revision, plan.Status)
 }
 
 // create makes the new set. If that fails for a reason that users should see,
@@ -253,35 +253,21 @@ func (c *Controller) collision(ctx context.Context, d *appsv1.Deployment, set *a
 	return &status, exists
 }
 
-// updateStatus writes the status and the revision annotation in one request,
-// or, if that is not urgent, has the Deployment looked at again when they must
-// wait no longer. A revision of "" is left as it is.
-func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus, urgent bool) error {
-	sameRevision := revision == "" || d.Annotations[annotationRevision] == revision
-	if sameRevision && equality.Semantic.DeepEqual(d.Status, status) {
-		c.pace.Forget(key)
-		return nil
-	}
-	begin := time.Now()
-	if !urgent {
-		if wait := c.pace.Hold(key, begin); wait > 0 {
-			c.AddAfter(key, wait)
-			return nil
-		}
-	}
+// updateStatus writes the status and the revision annotation in one request. A
+// revision of "" is left as it is.
+func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, d *appsv1.Deployment, revision string, status appsv1.DeploymentStatus) error {
+	news := newsOf(d, status)
 	updated := *d
 	updated.Status = status
-	if !sameRevision {
+	if revision != "" && d.Annotations[annotationRevision] != revision {
 		updated.Annotations = withEntry(d.Annotations, annotationRevision, revision)
+		news = max(news, reconcile.Counts)
 	}
-	written, err := c.client.AppsV1().Deployments(d.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-	c.pace.Wrote(key, time.Since(begin))
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("update status: %w", err)
-	}
-	c.fence.Wrote(key, c.deploymentStore, written.ResourceVersion)
-	return nil
+	return c.statuses.Write(key, news, func() (string, error) {
+		written, err := c.client.AppsV1().Deployments(d.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
+		if err != nil {
+			return "", err
+		}
+		return written.ResourceVersion, nil
+	})
 }

@@ -8,8 +8,11 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+
+	"weft.dev/weft/controlplane/reconcile"
 )
 
 // Reasons of conditions, as upstream spells them: kubectl decides by some.
@@ -62,18 +65,22 @@ func isComplete(d *appsv1.Deployment, status appsv1.DeploymentStatus) bool {
 		status.ObservedGeneration >= d.Generation
 }
 
-// isUrgent reports whether d's new status must not wait for others to share
-// its write: a rollout begins or is complete, a condition has become true or false,
-// or the next attempt to make a set depends on it. How many pods still terminate is
-// never urgent.
-func isUrgent(d *appsv1.Deployment, status appsv1.DeploymentStatus) bool {
+// newsOf says whether d's new status may wait for others to share its write.
+// It must not when a rollout begins or is complete, or is so no longer, when a
+// condition has become true or false, or when the next attempt to make a set
+// depends on it. How many pods still terminate is never urgent.
+func newsOf(d *appsv1.Deployment, status appsv1.DeploymentStatus) reconcile.News {
 	old := d.Status
-	if !ptr.Equal(old.CollisionCount, status.CollisionCount) || !equalStatuses(old.Conditions, status.Conditions) || begins(old, status) {
-		return true
-	}
-	isNews := status.Replicas != old.Replicas || status.UpdatedReplicas != old.UpdatedReplicas ||
+	isCounted := status.Replicas != old.Replicas || status.UpdatedReplicas != old.UpdatedReplicas ||
 		status.AvailableReplicas != old.AvailableReplicas || status.ObservedGeneration != old.ObservedGeneration
-	return isNews && isComplete(d, status)
+	switch {
+	case equality.Semantic.DeepEqual(old, status):
+		return reconcile.NoNews
+	case !ptr.Equal(old.CollisionCount, status.CollisionCount), !equalStatuses(old.Conditions, status.Conditions), begins(old, status),
+		isCounted && (isComplete(d, status) || isComplete(d, old)):
+		return reconcile.Urgent
+	}
+	return reconcile.Counts
 }
 
 // begins reports whether status is the first of a rollout. Once the rollout is

@@ -106,15 +106,22 @@ func withFailure(status appsv1.ReplicaSetStatus, reason string, err error, now t
 	return status
 }
 
-// isUrgent reports whether rs's new status must not wait for others to share
-// its write: the set has become what its spec asks for, or has failed, or has
-// recovered. How many of its pods still terminate is never urgent.
-func isUrgent(rs *appsv1.ReplicaSet, status appsv1.ReplicaSetStatus) bool {
+// newsOf says whether rs's new status may wait for others to share its write.
+// It must not when the set has become what its spec asks for, or is so no
+// longer, or has failed, or has recovered. How many of its pods still terminate
+// is never urgent.
+func newsOf(rs *appsv1.ReplicaSet, status appsv1.ReplicaSetStatus) reconcile.News {
 	old, want := rs.Status, *rs.Spec.Replicas
-	if !equality.Semantic.DeepEqual(old.Conditions, status.Conditions) {
-		return true
+	atGoal := func(s appsv1.ReplicaSetStatus) bool {
+		return s.Replicas == want && s.ReadyReplicas == want && s.AvailableReplicas == want
 	}
-	isNews := status.Replicas != old.Replicas || status.ReadyReplicas != old.ReadyReplicas ||
+	isCounted := status.Replicas != old.Replicas || status.ReadyReplicas != old.ReadyReplicas ||
 		status.AvailableReplicas != old.AvailableReplicas || status.ObservedGeneration != old.ObservedGeneration
-	return isNews && status.Replicas == want && status.ReadyReplicas == want && status.AvailableReplicas == want
+	switch {
+	case equality.Semantic.DeepEqual(old, status):
+		return reconcile.NoNews
+	case !equality.Semantic.DeepEqual(old.Conditions, status.Conditions), isCounted && (atGoal(status) || atGoal(old)):
+		return reconcile.Urgent
+	}
+	return reconcile.Counts
 }

@@ -193,13 +193,16 @@ func TestWhatIsWrittenWithoutDelay(t *testing.T) {
 		{"a pod has ended at last", status(3, 3, 3, 1, 2), status(3, 3, 3, 0, 2), false},
 		{"a new spec is seen, and fulfilled already", status(3, 3, 3, 0, 1), status(3, 3, 3, 0, 2), true},
 		{"pods cannot be made", status(1, 1, 1, 0, 2), failed, true},
+		{"one of three pods is no longer ready", status(3, 3, 3, 0, 2), status(3, 2, 2, 0, 2), true},
+		{"one of three pods is gone", status(3, 3, 3, 0, 2), status(2, 2, 2, 0, 2), true},
+		{"the set is to be larger, and begins to be", status(2, 2, 2, 0, 1), status(3, 2, 2, 0, 2), false},
 		{"pods can be made again", failed, status(2, 1, 1, 0, 2), true},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			rs := &appsv1.ReplicaSet{Spec: appsv1.ReplicaSetSpec{Replicas: new(int32(3))}, Status: c.old}
-			if got := isUrgent(rs, c.new); got != c.want {
-				t.Errorf("urgent: %v", got)
+			if got := newsOf(rs, c.new); (got == reconcile.Urgent) != c.want {
+				t.Errorf("news: %v", got)
 			}
 		})
 	}

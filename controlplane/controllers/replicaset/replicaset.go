@@ -6,12 +6,9 @@ package replicaset
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -29,7 +26,7 @@ type Controller struct {
 	writer    reconcile.PodWriter
 	fence     reconcile.Fence
 	deletions reconcile.Deletions
-	pace      reconcile.Pace
+	statuses  reconcile.Statuses
 }
 
 // --- What it watches ---
@@ -61,6 +58,7 @@ func newController(k kind, env reconcile.Env) (*Controller, error) {
 	}
 	c.writer = reconcile.PodWriter{Client: env.Client, Events: c.events, Store: podInformer.GetStore(), Fence: &c.fence, Deletions: &c.deletions}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: k.store()}
 	return c, errors.Join(
 		c.WatchSelf(k.informer()),
 		c.WatchOwned(podInformer, k.gvk().Kind, func(pod metav1.Object) []types.NamespacedName {
@@ -80,7 +78,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	if apierrors.IsNotFound(err) {
 		c.fence.Forget(key)
 		c.deletions.Forget(key)
-		c.pace.Forget(key)
+		c.statuses.Forget(key)
 		return nil
 	}
 	if err != nil {
@@ -143,9 +141,9 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set
 		failure = c.writer.Delete(ctx, key, set.object, plan.Delete)
 	}
 	status := withFailure(plan.Status, plan.failureReason(), failure, time.Now())
-	// Pods that were not made bring no event with which the status could wait.
-	urgent := made < plan.Create || isUrgent(set.ReplicaSet, status)
-	if err := c.updateStatus(ctx, key, set, status, urgent); err != nil {
+	news := newsOf(set.ReplicaSet, status).After(failure != nil || made < plan.Create)
+	err := c.statuses.Write(key, news, func() (string, error) { return c.kind.updateStatus(ctx, set, status) })
+	if err != nil {
 		return errors.Join(failure, err)
 	}
 	if plan.Again > 0 {
@@ -156,30 +154,4 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set
 
 func (c *Controller) create(ctx context.Context, key types.NamespacedName, set set, n int) (made int, err error) {
 	return c.writer.Create(ctx, key, set.object, n, func(int) *corev1.Pod { return reconcile.NewPod(&set.Spec.Template, set, c.kind.gvk()) })
-}
-
-// updateStatus writes the status, or, if that is not urgent, has the set looked
-// at again when it must wait no longer.
-func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, set set, status appsv1.ReplicaSetStatus, urgent bool) error {
-	if equality.Semantic.DeepEqual(set.Status, status) {
-		c.pace.Forget(key)
-		return nil
-	}
-	begin := time.Now()
-	if !urgent {
-		if wait := c.pace.Hold(key, begin); wait > 0 {
-			c.AddAfter(key, wait)
-			return nil
-		}
-	}
-	version, err := c.kind.updateStatus(ctx, set, status)
-	c.pace.Wrote(key, time.Since(begin))
-	if err != nil {
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return fmt.Errorf("update status: %w", err)
-	}
-	c.fence.Wrote(key, c.kind.store(), version)
-	return nil
 }

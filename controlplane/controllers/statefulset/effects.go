@@ -8,7 +8,6 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -35,7 +34,8 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set
 			return err
 		}
 	}
-	err := errors.Join(e.pods(ctx, plan), e.updateStatus(ctx, plan.Status))
+	err := e.pods(ctx, plan)
+	err = errors.Join(err, e.updateStatus(ctx, plan.Status, err != nil))
 	if plan.Again > 0 {
 		c.AddAfter(key, plan.Again)
 	}
@@ -61,7 +61,7 @@ func surplus(set *appsv1.StatefulSet, history reconcile.History, status appsv1.S
 func (e effects) countCollision(ctx context.Context) error {
 	status := *e.set.Status.DeepCopy()
 	status.CollisionCount = new(collisions(e.set) + 1)
-	return e.updateStatus(ctx, status)
+	return e.updateStatus(ctx, status, false)
 }
 
 // pods carries out what is planned for pods and claims.
@@ -181,19 +181,14 @@ func (e effects) delete(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-func (e effects) updateStatus(ctx context.Context, status appsv1.StatefulSetStatus) error {
-	if equality.Semantic.DeepEqual(e.set.Status, status) {
-		return nil
-	}
-	updated := *e.set
-	updated.Status = status
-	written, err := e.client.AppsV1().StatefulSets(e.set.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("update status: %w", err)
-	}
-	e.fence.Wrote(e.key, e.setStore, written.ResourceVersion)
-	return nil
+func (e effects) updateStatus(ctx context.Context, status appsv1.StatefulSetStatus, failed bool) error {
+	return e.statuses.Write(e.key, newsOf(e.set, status).After(failed), func() (string, error) {
+		updated := *e.set
+		updated.Status = status
+		written, err := e.client.AppsV1().StatefulSets(e.set.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
+		if err != nil {
+			return "", err
+		}
+		return written.ResourceVersion, nil
+	})
 }

@@ -53,7 +53,7 @@ type Controller struct {
 	events *reconcile.Events
 
 	sets       appslisters.StatefulSetLister
-	setStore   reconcile.Store
+	statuses   reconcile.Statuses
 	podsOf     reconcile.ByController[*corev1.Pod]
 	podStore   reconcile.Store
 	writer     reconcile.PodWriter
@@ -80,7 +80,6 @@ func New(env reconcile.Env) (*Controller, error) {
 		client:     env.Client,
 		events:     env.NewEvents(),
 		sets:       sets.Lister(),
-		setStore:   sets.Informer().GetStore(),
 		podsOf:     podsOf,
 		podStore:   pods.GetStore(),
 		claims:     claims.Lister(),
@@ -90,7 +89,8 @@ func New(env reconcile.Env) (*Controller, error) {
 	if c.revisions, err = reconcile.NewRevisions(env, &c.fence); err != nil {
 		return nil, err
 	}
-	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, Events: c.events})
+	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: sets.Informer().GetStore()}
 	return c, errors.Join(
 		c.WatchSelf(sets.Informer()),
 		c.WatchOwned(pods, kind.Kind, c.namesake),
@@ -157,6 +157,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	if apierrors.IsNotFound(err) {
 		c.fence.Forget(key)
 		c.deletions.Forget(key)
+		c.statuses.Forget(key)
 		return nil
 	}
 	if err != nil {

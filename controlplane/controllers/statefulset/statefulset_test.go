@@ -43,6 +43,10 @@ func TestParallelMakesAndEndsAllAtOnce(t *testing.T) {
 	inWorld(t, func(w world) {
 		w.create(parallel(web(20)))
 		w.Pass(time.Millisecond)
+		if n := strings.Count(w.pods(), "web-"); n != 20 {
+			t.Errorf("%d pods are made, want 20", n)
+		}
+		w.Pass(100 * time.Millisecond) // for which counts may be held back
 		w.expect("status", w.status(), "0/0/20/20/20")
 		w.Pass(2 * time.Second)
 		w.scale(2)
@@ -155,7 +159,9 @@ func TestPodBecomesAvailableAtTheExactMoment(t *testing.T) {
 		w.Pass(29 * time.Second)
 		w.expect("status", w.status(), "0/1/1/1/1")
 		w.Pass(time.Second)
-		w.expect("the second is made", w.status(), "1/1/2/2/2")
+		w.expect("the second is made", w.pods(), "web-0=v1 web-1=v1")
+		w.Pass(100 * time.Millisecond) // for which counts may be held back
+		w.expect("status", w.status(), "1/1/2/2/2")
 	})
 }
 

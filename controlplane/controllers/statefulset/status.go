@@ -5,6 +5,8 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/utils/ptr"
 
 	"weft.dev/weft/controlplane/reconcile"
 )
@@ -49,9 +51,24 @@ func (s *step) status() (appsv1.StatefulSetStatus, time.Duration) {
 }
 
 // collisions is how often a revision's name was taken by another.
-func collisions(set *appsv1.StatefulSet) int32 {
-	if set.Status.CollisionCount == nil {
-		return 0
+func collisions(set *appsv1.StatefulSet) int32 { return ptr.Deref(set.Status.CollisionCount, 0) }
+
+// newsOf says whether the set's new status may wait for others to share its
+// write: while pods are on their way to what the spec asks for, and come or go
+// one by one.
+func newsOf(set *appsv1.StatefulSet, status appsv1.StatefulSetStatus) reconcile.News {
+	old, want := set.Status, *set.Spec.Replicas
+	atGoal := func(s appsv1.StatefulSetStatus) bool {
+		return s.Replicas == want && s.UpdatedReplicas == want && s.AvailableReplicas == want
 	}
-	return *set.Status.CollisionCount
+	// What decides about the next step, or what users wait for, is no mere count.
+	isDecisive := old.ObservedGeneration != status.ObservedGeneration || old.CurrentRevision != status.CurrentRevision ||
+		old.UpdateRevision != status.UpdateRevision || !ptr.Equal(old.CollisionCount, status.CollisionCount)
+	switch {
+	case equality.Semantic.DeepEqual(old, status):
+		return reconcile.NoNews
+	case isDecisive, atGoal(old) || atGoal(status):
+		return reconcile.Urgent
+	}
+	return reconcile.Counts
 }
