@@ -9,11 +9,13 @@ import (
 
 // How long a status that nobody waits for is held back: so many times what a
 // write takes, within limits. With an idle API server that is too short to be
-// noticed; the busier it is, the more changes share one write.
+// noticed; the busier it is, the more changes share one write. Where only people
+// look at the counts, both may be four times as much.
 const (
 	holdFactor   = 20
 	shortestHold = 50 * time.Millisecond
 	longestHold  = 500 * time.Millisecond
+	patience     = 4
 )
 
 // pace says how long statuses that change often wait for others to share their
@@ -26,12 +28,16 @@ type pace struct {
 
 // hold returns how long the status of key may still wait to be written, from
 // the first time that it differs; 0 says that it must be written now.
-func (p *pace) hold(key types.NamespacedName, now time.Time) time.Duration {
+func (p *pace) hold(key types.NamespacedName, now time.Time, isPatient bool) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	due, held := p.due[key]
 	if !held {
-		due = now.Add(min(max(holdFactor*p.took, shortestHold), longestHold))
+		factor := time.Duration(1)
+		if isPatient {
+			factor = patience
+		}
+		due = now.Add(min(max(factor*holdFactor*p.took, shortestHold), factor*longestHold))
 		if p.due == nil {
 			p.due = map[types.NamespacedName]time.Time{}
 		}

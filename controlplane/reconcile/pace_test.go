@@ -13,7 +13,7 @@ func TestPaceHoldsAStatusAccordingToHowLongWritesTake(t *testing.T) {
 	var p pace
 	hold := func(what string, key types.NamespacedName, after, want time.Duration) {
 		t.Helper()
-		if got := p.hold(key, now.Add(after)); got != want {
+		if got := p.hold(key, now.Add(after), false); got != want {
 			t.Errorf("%s: held for %s, want %s", what, got, want)
 		}
 	}
@@ -26,8 +26,11 @@ func TestPaceHoldsAStatusAccordingToHowLongWritesTake(t *testing.T) {
 	for range 100 {
 		p.wrote(key, 10*time.Millisecond)
 	}
-	if got := p.hold(key, now); got < 190*time.Millisecond || got > 200*time.Millisecond {
+	if got := p.hold(key, now, false); got < 190*time.Millisecond || got > 200*time.Millisecond {
 		t.Errorf("writes take 10 ms: held for %s", got)
+	}
+	if got := p.hold(types.NamespacedName{Name: "c"}, now, true); got < 4*190*time.Millisecond || got > 4*200*time.Millisecond {
+		t.Errorf("writes take 10 ms, and only people wait: held for %s", got)
 	}
 	p.forget(key)
 	for range 100 {

@@ -16,6 +16,9 @@ type Statuses struct {
 	AddAfter func(key types.NamespacedName, d time.Duration)
 	Fence    *Fence
 	Store    Store // of the objects' informer
+	// ForPeople says that no other controller waits for these counts, so that
+	// they may be held back for longer.
+	ForPeople bool
 
 	pace pace
 }
@@ -52,7 +55,7 @@ func (s *Statuses) Write(key types.NamespacedName, news News, write func() (reso
 		s.pace.forget(key)
 		return nil
 	case Counts:
-		if wait := s.pace.hold(key, begin); wait > 0 {
+		if wait := s.pace.hold(key, begin, s.ForPeople); wait > 0 {
 			s.AddAfter(key, wait)
 			return nil
 		}

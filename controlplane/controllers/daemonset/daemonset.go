@@ -80,7 +80,7 @@ func New(env reconcile.Env) (*Controller, error) {
 		return nil, err
 	}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 8, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
-	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: daemonSets.Informer().GetStore()}
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: daemonSets.Informer().GetStore(), ForPeople: true}
 	return c, errors.Join(
 		c.WatchSelf(daemonSets.Informer()),
 		c.WatchOwned(podInformer, kind.Kind, c.mayAdopt),

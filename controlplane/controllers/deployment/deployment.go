@@ -71,7 +71,7 @@ func New(env reconcile.Env) (*Controller, error) {
 		podsOf:          podsOf,
 	}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
-	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: c.deploymentStore}
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: c.deploymentStore, ForPeople: true}
 	return c, errors.Join(
 		c.WatchSelf(deployments.Informer()),
 		c.WatchOwned(sets.Informer(), kind.Kind, c.mayAdopt),

@@ -90,7 +90,7 @@ func New(env reconcile.Env) (*Controller, error) {
 		return nil, err
 	}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, FoldBursts: true, Events: c.events})
-	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: sets.Informer().GetStore()}
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: sets.Informer().GetStore(), ForPeople: true}
 	return c, errors.Join(
 		c.WatchSelf(sets.Informer()),
 		c.WatchOwned(pods, kind.Kind, c.namesake),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ type side struct {
 	// isLimited says that its own limits make it slow, so that it may be
 	// stopped before its end.
 	isLimited bool
+	// isFloor says that there are no controllers.
+	isFloor bool
 }
 
 // server is the part that runs the API server for this side.
@@ -46,8 +49,9 @@ var (
 	lifted = side{name: "lifted", part: partUpstream, args: []string{"--kube-api-qps=100000", "--kube-api-burst=100000"}}
 	// limited is as it comes: 20 requests per second and controller, bursts of 30.
 	limited = side{name: "default", part: partUpstream, isLimited: true}
+	floor   = side{name: "floor", part: partWeft, isFloor: true}
 
-	sides = []side{weft, apart, lifted, limited}
+	sides = []side{weft, apart, lifted, floor, limited}
 )
 
 // chosenSides returns the sides of a comma-separated list of names, in the
@@ -61,7 +65,7 @@ func chosenSides(list string) ([]side, error) {
 		}
 	}
 	if len(picked) != len(names) {
-		return nil, fmt.Errorf("-sides: %q must be some of weft, apart, lifted, default", list)
+		return nil, fmt.Errorf("-sides: %q must be some of weft, apart, lifted, floor, default", list)
 	}
 	return picked, nil
 }
@@ -97,25 +101,66 @@ type runner struct {
 	progress *progress
 }
 
-// compare runs a scenario on the chosen sides, Weft first.
+// compare runs a scenario on the chosen sides, round by round.
 func (b *runner) compare(ctx context.Context, s scenario) (comparison, error) {
 	c := comparison{Name: s.name, What: s.what, Pods: s.pods(&world{options: b.options})}
 	sides, err := chosenSides(b.sides)
 	if err != nil {
 		return c, err
 	}
+	for round := range b.rounds {
+		for _, side := range sides {
+			if side.isLimited && round > 0 || side.isFloor && !s.hasFloor {
+				continue
+			}
+			var limit time.Duration
+			if side.isLimited && len(c.Rounds) > 0 {
+				limit = max(time.Duration(c.Rounds[0].Seconds*b.patience*float64(time.Second)), 5*time.Second)
+			}
+			m, err := b.measure(ctx, s, side, limit)
+			if err != nil {
+				return c, err
+			}
+			c.Rounds = append(c.Rounds, m)
+		}
+	}
 	for _, side := range sides {
-		var limit time.Duration
-		if side.isLimited && len(c.Sides) > 0 {
-			limit = max(time.Duration(c.Sides[0].Seconds*b.patience*float64(time.Second)), 5*time.Second)
+		if rounds := c.roundsOf(side.name); len(rounds) > 0 {
+			c.Sides = append(c.Sides, median(rounds))
 		}
-		m, err := b.measure(ctx, s, side, limit)
-		if err != nil {
-			return c, err
-		}
-		c.Sides = append(c.Sides, m)
 	}
 	return c, nil
+}
+
+// roundsOf returns what the side of that name needed in each round.
+func (c comparison) roundsOf(name string) []measurement {
+	var rounds []measurement
+	for _, m := range c.Rounds {
+		if m.Side == name {
+			rounds = append(rounds, m)
+		}
+	}
+	return rounds
+}
+
+// median returns the median of each figure; the calls are those of the round
+// with the median time.
+func median(rounds []measurement) measurement {
+	m := middle(rounds, func(m measurement) float64 { return m.Seconds })
+	m.Writes = middle(rounds, func(m measurement) int { return m.Writes }).Writes
+	m.Reads = middle(rounds, func(m measurement) int { return m.Reads }).Reads
+	m.OthersWrites = middle(rounds, func(m measurement) int { return m.OthersWrites }).OthersWrites
+	m.CPUSeconds = middle(rounds, func(m measurement) float64 { return m.CPUSeconds }).CPUSeconds
+	m.TotalCPUSeconds = middle(rounds, func(m measurement) float64 { return m.TotalCPUSeconds }).TotalCPUSeconds
+	m.PeakBytes = middle(rounds, func(m measurement) int64 { return m.PeakBytes }).PeakBytes
+	return m
+}
+
+// middle returns the round with the median of a figure, of an even number of
+// rounds the one with the larger.
+func middle[T cmp.Ordered](rounds []measurement, figure func(measurement) T) measurement {
+	sorted := slices.SortedFunc(slices.Values(rounds), func(a, b measurement) int { return cmp.Compare(figure(a), figure(b)) })
+	return sorted[len(sorted)/2]
 }
 
 var errPatience = errors.New("took too long")
@@ -148,20 +193,26 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 		}
 	}
 	b.progress.step("%s: starting the controllers", title)
-	controllers, err := b.startControllers(ctx, dir, kubeconfig, s, side)
-	if err != nil {
-		return m, err
+	var controllers underTest = noControllers{insideOf(ctx, dir)}
+	work := noControllers{insideOf(ctx, dir)}.least(s)
+	if !side.isFloor {
+		work = s.work
+		if controllers, err = b.startControllers(ctx, dir, kubeconfig, s, side); err != nil {
+			return m, err
+		}
 	}
 	defer controllers.stop()
 	w.alive = func() error { return errors.Join(server.alive(), controllers.alive()) }
-	if err := w.warm(ctx); err != nil {
-		return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
+	if !side.isFloor {
+		if err := w.warm(ctx); err != nil {
+			return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
+		}
 	}
 	before, err := observe(ctx, w, server, controllers)
 	if err != nil {
 		return m, err
 	}
-	m.Unfinished, err = b.perform(ctx, s, w, title, limit)
+	m.Unfinished, err = b.perform(ctx, work, w, title, limit)
 	m.Seconds = time.Since(before.at).Seconds()
 	if err != nil {
 		return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
@@ -198,7 +249,7 @@ func (b *runner) prepare(ctx context.Context, s scenario, w *world, dir, kubecon
 
 // perform does the scenario's work. It returns how far it came if limit has
 // ended it.
-func (b *runner) perform(ctx context.Context, s scenario, w *world, title string, limit time.Duration) (unfinished string, err error) {
+func (b *runner) perform(ctx context.Context, work func(context.Context, *world) error, w *world, title string, limit time.Duration) (unfinished string, err error) {
 	begin := time.Now()
 	last := ""
 	w.report = func(what string, have, want int) {
@@ -210,7 +261,7 @@ func (b *runner) perform(ctx context.Context, s scenario, w *world, title string
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, errPatience)
 		defer cancel()
 	}
-	err = s.work(ctx, w)
+	err = work(ctx, w)
 	if err != nil && errors.Is(context.Cause(ctx), errPatience) {
 		return last, nil
 	}

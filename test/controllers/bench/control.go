@@ -80,6 +80,7 @@ func runControl(ctx context.Context, dir string, loopback *rest.Config) error {
 	answer(orderStart, func() (time.Duration, error) { return 0, c.start(ctx) })
 	answer(orderStop, func() (time.Duration, error) { return 0, errors.Join(c.end(), c.write()) })
 	answer(orderCPU, c.cpu)
+	orders.HandleFunc(orderPods, makesPods(ctx, loopback))
 	server := &http.Server{Handler: orders}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if err := server.Serve(listener); ctx.Err() == nil {
@@ -187,13 +188,19 @@ type inside struct {
 	client http.Client
 }
 
-// startInside starts the controllers of the server whose state is in dir.
-func startInside(ctx context.Context, dir string) (*inside, error) {
+// insideOf gives orders to the server whose state is in dir.
+func insideOf(ctx context.Context, dir string) *inside {
 	in := &inside{ctx: context.WithoutCancel(ctx)}
 	in.client.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", filepath.Join(dir, controlSocket))
 	}}
+	return in
+}
+
+// startInside starts the controllers of the server whose state is in dir.
+func startInside(ctx context.Context, dir string) (*inside, error) {
+	in := insideOf(ctx, dir)
 	err := eventually(ctx, time.Minute, func() error {
 		_, err := in.order(orderStart)
 		return err

@@ -11,9 +11,13 @@
 //	apart     Weft's, in a process of their own, clients over the network
 //	lifted    upstream's, in a process of their own, without client limits
 //	default   upstream's, in a process of their own, as they come
+//	floor     none: the pods of the scenario are made as fast as the API server
+//	          takes them. No controllers could be faster, so what lifted takes
+//	          to this is the most that can be reached
 //
-// Every scenario runs once per side, each time on a fresh API server, started
-// as weft-server starts it, and with freshly started controllers. Upstream's
+// Every scenario runs several times per side (default once, for its time), each
+// time on a fresh API server, started as weft-server starts it, and with
+// freshly started controllers; figures are medians. Upstream's
 // side is kube-controller-manager's own command with its workload controllers
 // enabled. Weft's is everything that controllers.New lists. Pods are bound by
 // the simulated nodes and not by a scheduler, so that nothing but the
@@ -54,6 +58,7 @@ type options struct {
 	scale     float64
 	scenarios string
 	sides     string
+	rounds    int
 	patience  float64
 	idle      time.Duration
 	timeout   time.Duration
@@ -111,7 +116,8 @@ func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.Float64Var(&o.scale, "scale", 1, "multiplies every number of objects")
 	flags.StringVar(&o.scenarios, "scenarios", "", "comma-separated names of the scenarios to run (default: all): "+scenarioNames())
-	flags.StringVar(&o.sides, "sides", "weft,lifted,default", "comma-separated sides to run: weft, as weft-server runs it; apart, Weft's controllers in a process of their own; lifted, upstream with its client limits lifted; default, upstream as it is")
+	flags.StringVar(&o.sides, "sides", "weft,lifted,default,floor", "comma-separated sides to run: weft, as weft-server runs it; apart, Weft's controllers in a process of their own; lifted, upstream with its client limits lifted; default, upstream as it is; floor, no controllers, just the pods that any would make")
+	flags.IntVar(&o.rounds, "rounds", 3, "how often to run every scenario on each side but default; figures are medians")
 	flags.Float64Var(&o.patience, "patience", 6, "stop waiting for upstream with its default limits after this many times as long as Weft took")
 	flags.DurationVar(&o.idle, "idle", time.Minute, "how long to watch the idle server")
 	flags.DurationVar(&o.timeout, "timeout", 30*time.Minute, "longest time for one scenario on one side")
@@ -132,6 +138,8 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case o.scale <= 0:
 		return o, fmt.Errorf("-scale: must be positive, not %g", o.scale)
+	case o.rounds < 1:
+		return o, fmt.Errorf("-rounds: must be at least 1, not %d", o.rounds)
 	case o.patience < 1:
 		return o, fmt.Errorf("-patience: must be at least 1, not %g", o.patience)
 	case o.parallel < 1:

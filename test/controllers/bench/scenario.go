@@ -28,6 +28,9 @@ type scenario struct {
 	work func(ctx context.Context, w *world) error
 	// pods is how many pods the work makes, for ratios per pod.
 	pods func(w *world) int
+	// hasFloor says that all that has to be written, whoever the controllers
+	// are, are those pods.
+	hasFloor bool
 	// idle says that what prepare made is left alone and watched.
 	idle bool
 }
@@ -35,8 +38,9 @@ type scenario struct {
 var scenarios = []scenario{
 	{
 		name: "create", what: "10 000 pods through 200 Deployments", nodes: 100,
-		work: func(ctx context.Context, w *world) error { return w.deploy(ctx, w.scaled(200), 50) },
-		pods: func(w *world) int { return w.scaled(200) * 50 },
+		work:     func(ctx context.Context, w *world) error { return w.deploy(ctx, w.scaled(200), 50) },
+		pods:     func(w *world) int { return w.scaled(200) * 50 },
+		hasFloor: true,
 	},
 	{
 		name: "rollout", what: "rolling update of 1 000 Deployments of 2 pods, 5 times", nodes: 100,
@@ -58,13 +62,15 @@ var scenarios = []scenario{
 	},
 	{
 		name: "statefulset", what: "a parallel StatefulSet of 500 pods", nodes: 100,
-		work: func(ctx context.Context, w *world) error { return w.runStatefulSet(ctx, int32(w.scaled(500))) },
-		pods: func(w *world) int { return w.scaled(500) },
+		work:     func(ctx context.Context, w *world) error { return w.runStatefulSet(ctx, int32(w.scaled(500))) },
+		pods:     func(w *world) int { return w.scaled(500) },
+		hasFloor: true,
 	},
 	{
 		name: "daemonset", what: "a DaemonSet over 1 000 nodes", nodes: 1000,
-		work: func(ctx context.Context, w *world) error { return w.runDaemonSet(ctx) },
-		pods: func(w *world) int { return w.scaled(1000) },
+		work:     func(ctx context.Context, w *world) error { return w.runDaemonSet(ctx) },
+		pods:     func(w *world) int { return w.scaled(1000) },
+		hasFloor: true,
 	},
 	{
 		name: "idle", what: "1 000 idle Deployments on a whole weft-server", nodes: 10, idle: true,
