@@ -94,6 +94,7 @@ test-unit: runtime images ## unit, BPF and real-kernel tests
 
 .PHONY: test-e2e
 test-e2e: build images ## end-to-end tests on a cluster of their own
+	@tools/install curl diffutils iproute2 iptables nftables
 	@WEFT_BIN=$(BIN) go test -count=1 -timeout 30m -v ./test/e2e
 
 # Upstream's programs, in the version that the module of the conformance tests

@@ -21,7 +21,10 @@ func takeInventory(cluster string) inventory {
 	found := inventory{}
 	defer found.forgetOtherClusters(cluster)
 	lines := func(kind string, argv ...string) {
-		out, _ := exec.Command(argv[0], argv[1:]...).Output()
+		out, err := exec.Command(argv[0], argv[1:]...).Output()
+		if err != nil {
+			panic(fmt.Sprintf("%v: %v", argv, err)) // an inventory that misses something would find nothing left behind
+		}
 		for line := range strings.Lines(string(out)) {
 			found[kind+" "+strings.TrimSpace(line)] = true
 		}

@@ -185,7 +185,7 @@ func TestAKilledPodGetsNoMoreTrafficWithinASecond(t *testing.T) {
 func TestTheNodesHaveNoIptablesRules(t *testing.T) {
 	for _, node := range []string{"node-1", "node-2"} {
 		out := command(20*time.Second, bin+"/weft", "node", "exec", "--name", name, node, "--",
-			"sh", "-c", "iptables-save; nft list ruleset").must(t)
+			"sh", "-ec", "iptables-legacy-save; ip6tables-legacy-save; iptables-nft-save; ip6tables-nft-save; nft list ruleset").must(t)
 		for line := range strings.Lines(out) {
 			if strings.HasPrefix(line, "-A") || strings.Contains(line, "chain") {
 				t.Errorf("%s has a rule: %s", node, line)
