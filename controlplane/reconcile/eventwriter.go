@@ -26,6 +26,11 @@ const (
 	// client-go writes one at a time, which is too slow when thousands of pods
 	// are made; many more would be in the way of those who make the pods.
 	maxWriters = 4
+	// A writer rests after each Event for restOfWrite times as long as that took,
+	// longestRest at most, so that Events yield to the work they tell of when
+	// the API server is busy, and are hardly late when it is not.
+	restOfWrite = 4
+	longestRest = 200 * time.Millisecond
 	// maxWaiting bounds the memory of Events that wait to be written, to some
 	// MiB. Those beyond are dropped, which takes an API server that is away.
 	maxWaiting = 10_000
@@ -218,7 +223,9 @@ func (w *eventWriter) work() {
 		w.waiting--
 
 		w.mu.Unlock()
+		began := time.Now()
 		w.write(t)
+		w.pause(min(restOfWrite*time.Since(began), longestRest))
 		w.mu.Lock()
 
 		if len(l.tallies) > 0 {
@@ -251,7 +258,7 @@ func (w *eventWriter) write(t *tally) {
 			w.log().Debug("an event has no namespace", "event", now.name, "reason", now.reason, "error", err)
 			return
 		case mayPass(err) && try < maxTries:
-			if !w.pause(try) {
+			if !w.pause(delayOf(try)) {
 				w.mu.Lock()
 				w.unwritten++
 				w.mu.Unlock()
@@ -264,15 +271,19 @@ func (w *eventWriter) write(t *tally) {
 	}
 }
 
-// pause waits before another try and reports whether there should be one, which
-// stop forbids. The writer waits with it: so an API server that is away gets
-// only maxWriters requests every ten seconds, however many Events there are.
-func (w *eventWriter) pause(try int) bool {
-	delay := retryDelay
+// delayOf is how long to wait after a try that failed. The writer waits with
+// it: so an API server that is away gets only maxWriters requests every ten
+// seconds, however many Events there are.
+func delayOf(try int) time.Duration {
 	if try == 1 {
-		delay = rand.N(retryDelay)
+		return rand.N(retryDelay)
 	}
-	timer := time.NewTimer(delay)
+	return retryDelay
+}
+
+// pause waits, unless stop has been called, and reports whether it was not.
+func (w *eventWriter) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

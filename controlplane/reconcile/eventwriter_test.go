@@ -236,10 +236,24 @@ func TestEventsOfOneObjectKeepTheirOrder(t *testing.T) {
 		for _, reason := range want {
 			s.events.Normal(job("web"), reason, "yes")
 		}
-		time.Sleep(time.Second)
+		time.Sleep(s.lag * time.Duration(len(want)) * (1 + restOfWrite))
 		synctest.Wait()
 		if _, atOnce := s.count(); !slices.Equal(s.order, want) || atOnce != 1 {
 			t.Errorf("written in the order %v, %d at once", s.order, atOnce)
+		}
+	})
+}
+
+func TestEventsYieldToOtherWorkOfABusyServer(t *testing.T) {
+	withEvents(t, func(t *testing.T, s *apiServer) {
+		s.isSlow(40 * time.Millisecond)
+		for i := range 100 {
+			s.events.Normal(job(fmt.Sprint("job-", i)), "Created", "a")
+		}
+		time.Sleep(9 * s.lag)
+		synctest.Wait()
+		if n, _ := s.count(); n > maxWriters*2 {
+			t.Errorf("%d Events are written in the time of nine, want 2 by each writer", n)
 		}
 	})
 }
@@ -250,7 +264,7 @@ func TestEventsOfSeveralObjectsAreWrittenAtOnce(t *testing.T) {
 		for i := range 100 {
 			s.events.Normal(job(fmt.Sprint("job-", i%50)), "Created", "pod %d", i)
 		}
-		time.Sleep(s.lag * 100 / maxWriters)
+		time.Sleep(s.lag * 100 / maxWriters * (1 + restOfWrite))
 		synctest.Wait()
 		if _, atOnce := s.count(); len(s.list()) != 100 || atOnce != maxWriters {
 			t.Errorf("%d Events, %d were written at once", len(s.list()), atOnce)
@@ -506,7 +520,7 @@ func TestTooManyUnwrittenEventsAreDroppedAndReported(t *testing.T) {
 			t.Errorf("%d log entries", n)
 		}
 		s.isSlow(0)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute + longestRest)
 		synctest.Wait()
 		if n := len(s.list()); n != all-50 {
 			t.Errorf("%d Events", n)
