@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -278,11 +279,16 @@ func (w *world) remove(ctx context.Context, name string) error {
 	if err := apps.ReplicaSets(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, mine); err != nil {
 		return err
 	}
-	if err := w.client.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, mine); err != nil {
-		return err
-	}
-	return w.until(ctx, "pods left", 0, func() int {
+	// A controller that has not heard yet that its set is gone makes a pod anew.
+	var deleted time.Time
+	var deleteErr error
+	err := w.until(ctx, "pods left", 0, func() int {
 		list, _ := w.pods.List(labels.SelectorFromSet(labels.Set{"app": name}))
+		if len(list) > 0 && time.Since(deleted) > 500*time.Millisecond {
+			deleted = time.Now()
+			deleteErr = w.client.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, mine)
+		}
 		return len(list)
 	})
+	return errors.Join(err, deleteErr)
 }
