@@ -5,6 +5,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -45,10 +46,10 @@ func (n News) After(failed bool) News {
 	return n
 }
 
-// Write calls write, which returns the resourceVersion of what it wrote, if
-// there is news; news that may wait has the object looked at again when it must
+// Write calls write, which returns the object as it was written, if there is
+// news; news that may wait has the object looked at again when it must
 // wait no longer. That the object is gone is no error.
-func (s *Statuses) Write(key types.NamespacedName, news News, write func() (resourceVersion string, err error)) error {
+func (s *Statuses) Write(key types.NamespacedName, news News, write func() (metav1.Object, error)) error {
 	begin := time.Now()
 	switch news {
 	case NoNews:
@@ -60,7 +61,7 @@ func (s *Statuses) Write(key types.NamespacedName, news News, write func() (reso
 			return nil
 		}
 	}
-	version, err := write()
+	written, err := write()
 	s.pace.wrote(key, time.Since(begin))
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -68,7 +69,7 @@ func (s *Statuses) Write(key types.NamespacedName, news News, write func() (reso
 	if err != nil {
 		return fmt.Errorf("update status: %w", err)
 	}
-	s.Fence.Wrote(key, s.Store, version)
+	s.Fence.Wrote(key, s.Store, written.GetResourceVersion())
 	return nil
 }
 

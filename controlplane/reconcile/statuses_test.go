@@ -7,6 +7,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -22,7 +23,7 @@ func TestNewsThatMayWaitSharesAWrite(t *testing.T) {
 			Store:    new(storeAt("1")),
 		}
 		write := func(news News, answer error) error {
-			return s.Write(key, news, func() (string, error) { wrote++; return "5", answer })
+			return s.Write(key, news, func() (metav1.Object, error) { wrote++; return &metav1.ObjectMeta{ResourceVersion: "5"}, answer })
 		}
 		expect := func(what string, err error, wantWrites int, wantAgain time.Duration) {
 			t.Helper()

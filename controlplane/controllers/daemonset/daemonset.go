@@ -226,13 +226,9 @@ func (c *Controller) create(ctx context.Context, key types.NamespacedName, s sta
 }
 
 func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName, ds *appsv1.DaemonSet, status appsv1.DaemonSetStatus, failed bool) error {
-	return c.statuses.Write(key, newsOf(ds, status).After(failed), func() (string, error) {
+	return c.statuses.Write(key, newsOf(ds, status).After(failed), func() (metav1.Object, error) {
 		updated := *ds
 		updated.Status = status
-		written, err := c.client.AppsV1().DaemonSets(ds.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-		if err != nil {
-			return "", err
-		}
-		return written.ResourceVersion, nil
+		return c.client.AppsV1().DaemonSets(ds.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
 	})
 }

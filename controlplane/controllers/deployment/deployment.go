@@ -263,11 +263,7 @@ func (c *Controller) updateStatus(ctx context.Context, key types.NamespacedName,
 		updated.Annotations = withEntry(d.Annotations, annotationRevision, revision)
 		news = max(news, reconcile.Counts)
 	}
-	return c.statuses.Write(key, news, func() (string, error) {
-		written, err := c.client.AppsV1().Deployments(d.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-		if err != nil {
-			return "", err
-		}
-		return written.ResourceVersion, nil
+	return c.statuses.Write(key, news, func() (metav1.Object, error) {
+		return c.client.AppsV1().Deployments(d.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
 	})
 }

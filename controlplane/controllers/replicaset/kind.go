@@ -41,8 +41,8 @@ type kind interface {
 	siblings(s set) []types.UID
 	// countsTerminating reports whether the status has terminatingReplicas.
 	countsTerminating() bool
-	// updateStatus returns the resourceVersion of what it wrote.
-	updateStatus(ctx context.Context, s set, status appsv1.ReplicaSetStatus) (string, error)
+	// updateStatus returns what it wrote.
+	updateStatus(ctx context.Context, s set, status appsv1.ReplicaSetStatus) (metav1.Object, error)
 }
 
 type replicaSets struct {
@@ -91,14 +91,10 @@ func (k replicaSets) siblings(s set) []types.UID {
 	return uids
 }
 
-func (k replicaSets) updateStatus(ctx context.Context, s set, status appsv1.ReplicaSetStatus) (string, error) {
+func (k replicaSets) updateStatus(ctx context.Context, s set, status appsv1.ReplicaSetStatus) (metav1.Object, error) {
 	updated := *s.ReplicaSet
 	updated.Status = status
-	written, err := k.client.AppsV1().ReplicaSets(s.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-	if err != nil {
-		return "", err
-	}
-	return written.ResourceVersion, nil
+	return k.client.AppsV1().ReplicaSets(s.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
 }
 
 type replicationControllers struct {
@@ -145,18 +141,14 @@ func (k replicationControllers) matching(namespace string, podLabels labels.Set)
 // siblings is s alone: nothing controls ReplicationControllers.
 func (k replicationControllers) siblings(s set) []types.UID { return []types.UID{s.UID} }
 
-func (k replicationControllers) updateStatus(ctx context.Context, s set, status appsv1.ReplicaSetStatus) (string, error) {
+func (k replicationControllers) updateStatus(ctx context.Context, s set, status appsv1.ReplicaSetStatus) (metav1.Object, error) {
 	rc, ok := s.object.(*corev1.ReplicationController)
 	if !ok {
-		return "", fmt.Errorf("%s is a %T, not a ReplicationController", s.Name, s.object)
+		return nil, fmt.Errorf("%s is a %T, not a ReplicationController", s.Name, s.object)
 	}
 	updated := *rc
 	updated.Status = asReplicationStatus(status)
-	written, err := k.client.CoreV1().ReplicationControllers(s.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-	if err != nil {
-		return "", err
-	}
-	return written.ResourceVersion, nil
+	return k.client.CoreV1().ReplicationControllers(s.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
 }
 
 // asReplicaSet reads rc as a ReplicaSet.

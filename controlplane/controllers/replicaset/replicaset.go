@@ -142,7 +142,7 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, set
 	}
 	status := withFailure(plan.Status, plan.failureReason(), failure, time.Now())
 	news := newsOf(set.ReplicaSet, status).After(failure != nil || made < plan.Create)
-	err := c.statuses.Write(key, news, func() (string, error) { return c.kind.updateStatus(ctx, set, status) })
+	err := c.statuses.Write(key, news, func() (metav1.Object, error) { return c.kind.updateStatus(ctx, set, status) })
 	if err != nil {
 		return errors.Join(failure, err)
 	}

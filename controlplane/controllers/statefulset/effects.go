@@ -182,13 +182,9 @@ func (e effects) delete(ctx context.Context, pod *corev1.Pod) error {
 }
 
 func (e effects) updateStatus(ctx context.Context, status appsv1.StatefulSetStatus, failed bool) error {
-	return e.statuses.Write(e.key, newsOf(e.set, status).After(failed), func() (string, error) {
+	return e.statuses.Write(e.key, newsOf(e.set, status).After(failed), func() (metav1.Object, error) {
 		updated := *e.set
 		updated.Status = status
-		written, err := e.client.AppsV1().StatefulSets(e.set.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-		if err != nil {
-			return "", err
-		}
-		return written.ResourceVersion, nil
+		return e.client.AppsV1().StatefulSets(e.set.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
 	})
 }

@@ -193,8 +193,8 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 		}
 	}
 	b.progress.step("%s: starting the controllers", title)
-	var controllers underTest = noControllers{insideOf(ctx, dir)}
-	work := noControllers{insideOf(ctx, dir)}.least(s)
+	none := noControllers{insideOf(ctx, dir)}
+	controllers, work := underTest(none), none.least(s)
 	if !side.isFloor {
 		work = s.work
 		if controllers, err = b.startControllers(ctx, dir, kubeconfig, s, side); err != nil {
