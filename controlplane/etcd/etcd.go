@@ -53,6 +53,10 @@ func Start(ctx context.Context, cfg Config) (*Member, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make etcd directory: %w", err)
 	}
+	// The directory's mode is what guards the socket in it.
+	if err := os.Chmod(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("close etcd directory to others: %w", err)
+	}
 	ec, err := embedConfig(cfg)
 	if err != nil {
 		return nil, err

@@ -125,6 +125,17 @@ func TestClientsInTheProcessNeedNoCertificate(t *testing.T) {
 	}
 }
 
+func TestADirectoryThatWasThereIsClosedToOthers(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "etcd")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer start(t, dir, keys(t)).Close()
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("directory: mode %v, error %v", info.Mode(), err)
+	}
+}
+
 func TestADirectoryTooLongForASocketIsRefused(t *testing.T) {
 	_, err := Start(t.Context(), Config{Dir: filepath.Join(t.TempDir(), strings.Repeat("d", 100)), ClientPort: 2379, PeerPort: 2380})
 	if err == nil || !strings.Contains(err.Error(), "shorter state directory") {

@@ -12,8 +12,8 @@
 //	lifted    upstream's, in a process of their own, without client limits
 //	default   upstream's, in a process of their own, as they come
 //	floor     none: the pods of the scenario are made as fast as the API server
-//	          takes them. No controllers could be faster, so what lifted takes
-//	          to this is the most that can be reached
+//	          takes them, floorParallel at once. What lifted takes to this is
+//	          about the most that controllers can reach
 //
 // Every scenario runs several times per side (default once, for its time), each
 // time on a fresh API server, started as weft-server starts it, and with

@@ -95,7 +95,7 @@ func (c comparison) side(name string) measurement {
 	return measurement{}
 }
 
-// atMost is how many times faster than upstream any controllers could be.
+// atMost is about how many times faster than upstream controllers could be.
 func (c comparison) atMost() string {
 	lifted, floor := c.side("lifted"), c.side("floor")
 	if lifted.Seconds == 0 || floor.Seconds == 0 {
