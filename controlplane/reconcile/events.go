@@ -25,7 +25,9 @@ import (
 // Equal events are counted on one Event. Of a flood of events that differ only
 // in their message, the first ten are written one by one and the others are
 // counted on one more Event, which shows the latest message. So a flood costs
-// few writes, its count is exact, and other reasons are as visible as ever.
+// few writes, its count is exact, and other reasons are as visible as ever. When
+// the API server is so busy that messages wait for a second, those that
+// differ only in that way share one Event, too.
 //
 // It may be used by many goroutines and never blocks them: writes happen in
 // the background between start and stop.
@@ -154,7 +156,7 @@ func (f *folding) fold(o occurrence) (t *tally, isNew bool) {
 	if known, ok := f.tallies.Get(key); ok {
 		t = known.(*tally)
 	} else {
-		t = &tally{tallyKey: key, name: f.nameFor(o), version: o.about.ResourceVersion, first: o.at}
+		t = &tally{tallyKey: key, name: f.nameFor(o.about, o.at), version: o.about.ResourceVersion, first: o.at}
 		if !key.combined {
 			t.annotations = o.annotations
 		}
@@ -166,6 +168,29 @@ func (f *folding) fold(o occurrence) (t *tally, isNew bool) {
 		t.latest = combinedMessages + o.message
 	}
 	return t, t.count == 1 && !key.combined
+}
+
+// condense moves what tallies of one topic count, of which none is written yet,
+// to the one of its combined messages, and returns that.
+func (f *folding) condense(list []*tally) *tally {
+	first := list[0]
+	key := tallyKey{topic: first.topic, combined: true}
+	var t *tally
+	known, ok := f.tallies.Get(key)
+	if ok {
+		t = known.(*tally)
+	} else {
+		t = &tally{tallyKey: key, name: f.nameFor(first.about, first.first), version: first.version, first: first.first}
+		f.tallies.Add(key, t)
+	}
+	for _, old := range list {
+		f.tallies.Remove(old.tallyKey)
+		t.count += old.count
+		if !ok || old.last.After(t.last) {
+			t.last, t.latest = old.last, combinedMessages+old.latest
+		}
+	}
+	return t
 }
 
 func (f *folding) keyOf(o occurrence) tallyKey {
@@ -194,9 +219,9 @@ func (f *folding) keyOf(o occurrence) tallyKey {
 
 // nameFor makes a name as client-go does, from the time; but never the same
 // one twice.
-func (f *folding) nameFor(o occurrence) string {
-	f.lastName = max(f.lastName+1, o.at.UnixNano())
-	return util.GenerateEventName(o.about.Name, f.lastName)
+func (f *folding) nameFor(about corev1.ObjectReference, at time.Time) string {
+	f.lastName = max(f.lastName+1, at.UnixNano())
+	return util.GenerateEventName(about.Name, f.lastName)
 }
 
 // event is the whole Event object.

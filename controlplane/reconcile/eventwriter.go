@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,10 @@ const (
 	// the API server is busy, and are hardly late when it is not.
 	restOfWrite = 4
 	longestRest = 200 * time.Millisecond
+	// Messages of one topic that have waited for condenseAfter share an Event
+	// from then on, as those of a flood do: the API server is so busy that
+	// telling each would be in the way.
+	condenseAfter = time.Second
 	// maxWaiting bounds the memory of Events that wait to be written, to some
 	// MiB. Those beyond are dropped, which takes an API server that is away.
 	maxWaiting = 10_000
@@ -217,6 +222,7 @@ func (w *eventWriter) work() {
 	for len(w.turns) > 0 && w.ctx.Err() == nil {
 		l := w.turns[0]
 		w.turns = w.turns[1:]
+		w.condense(l, time.Now())
 		t := l.tallies[0]
 		l.tallies = l.tallies[1:]
 		t.waiting = false
@@ -235,6 +241,29 @@ func (w *eventWriter) work() {
 		}
 	}
 	w.writers--
+}
+
+// condense makes one Event of the messages of one topic that are late.
+func (w *eventWriter) condense(l *line, now time.Time) {
+	late := map[topic][]*tally{}
+	for _, t := range l.tallies {
+		if t.written == 0 && !t.combined && now.Sub(t.first) >= condenseAfter {
+			late[t.topic] = append(late[t.topic], t)
+		}
+	}
+	for _, list := range late {
+		if len(list) < 2 {
+			continue
+		}
+		l.tallies = slices.DeleteFunc(l.tallies, func(t *tally) bool { return slices.Contains(list, t) })
+		w.waiting -= len(list)
+		t := w.folding.condense(list)
+		if !t.waiting {
+			t.waiting = true
+			w.waiting++
+			l.tallies = append(l.tallies, t)
+		}
+	}
 }
 
 // write writes all that t has counted, if need be with several tries. If it
