@@ -83,7 +83,8 @@ type measurement struct {
 	// Writes and Reads sum them up, without watches.
 	Writes int `json:"writes"`
 	Reads  int `json:"reads"`
-	// OthersWrites are those of users and nodes, which no controller can spare.
+	// OthersWrites are those that users, and nodes, have sent to the API
+	// server, which no controller can spare.
 	OthersWrites int `json:"othersWrites"`
 	// CPUSeconds is what the controllers used, user and system.
 	CPUSeconds float64 `json:"cpuSeconds"`
@@ -183,7 +184,7 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 		return m, err
 	}
 	defer server.stop()
-	w, err := newWorld(ctx, b.options, kubeconfig, s)
+	w, err := newWorld(ctx, b.options, dir, kubeconfig, s)
 	if err != nil {
 		return m, err
 	}
@@ -413,7 +414,7 @@ func (b *runner) idle(ctx context.Context, s scenario) (*idleness, error) {
 		return nil, err
 	}
 	defer server.stop()
-	w, err := newWorld(ctx, b.options, kubeconfig, s)
+	w, err := newWorld(ctx, b.options, dir, kubeconfig, s)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -22,7 +21,7 @@ const runsToEnd = "bench/runs-to-end"
 // Succeeded, and ends those that are deleted, each at once. It is quick and
 // the same for all sides, so that the controllers are what takes time.
 type fleet struct {
-	client kubernetes.Interface
+	writer podWriter
 	nodes  []string
 	work   chan func()
 	failed atomic.Pointer[error]
@@ -31,9 +30,9 @@ type fleet struct {
 }
 
 // startFleet starts the nodes' work; it ends with ctx.
-func startFleet(ctx context.Context, client kubernetes.Interface, nodes []string, binds bool, parallel int) (*fleet, informers.SharedInformerFactory, error) {
-	f := &fleet{client: client, nodes: nodes, binds: binds, work: make(chan func())}
-	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
+func startFleet(ctx context.Context, client kubernetes.Interface, writer podWriter, nodes []string, binds bool, parallel int) (*fleet, informers.SharedInformerFactory, error) {
+	f := &fleet{writer: writer, nodes: nodes, binds: binds, work: make(chan func())}
+	factory := informers.NewSharedInformerFactory(client, 0)
 	queue := &unbounded{wake: make(chan struct{}, 1)}
 	_, err := factory.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { f.react(ctx, queue, nil, obj.(*corev1.Pod)) },
@@ -65,22 +64,15 @@ func (f *fleet) react(ctx context.Context, queue *unbounded, before, pod *corev1
 	switch {
 	case pod.DeletionTimestamp != nil:
 		if before == nil || before.DeletionTimestamp == nil {
-			queue.add(func() { f.remove(ctx, pod) })
+			queue.add(func() { f.check(ctx, "remove", f.writer.remove(ctx, pod)) })
 		}
 	case pod.Spec.NodeName == "":
 		if before == nil && f.binds {
-			queue.add(func() { f.bind(ctx, pod) })
+			queue.add(func() { f.check(ctx, "bind", f.writer.bind(ctx, pod, nodeFor(pod, f.nodes))) })
 		}
 	case pod.Status.Phase == corev1.PodPending && (before == nil || before.Spec.NodeName == ""):
-		queue.add(func() { f.run(ctx, pod) })
+		queue.add(func() { f.check(ctx, "report", f.writer.report(ctx, pod)) })
 	}
-}
-
-func (f *fleet) bind(ctx context.Context, pod *corev1.Pod) {
-	f.check(ctx, "bind", f.client.CoreV1().Pods(pod.Namespace).Bind(ctx, &corev1.Binding{
-		ObjectMeta: metav1.ObjectMeta{Name: pod.Name, UID: pod.UID},
-		Target:     corev1.ObjectReference{Kind: "Node", Name: nodeFor(pod, f.nodes)},
-	}, metav1.CreateOptions{}))
 }
 
 // nodeFor is the node that the pod asks for by name, as pods of DaemonSets do,
@@ -98,28 +90,6 @@ func nodeFor(pod *corev1.Pod, nodes []string) string {
 	hash := fnv.New32a()
 	hash.Write([]byte(pod.UID))
 	return nodes[hash.Sum32()%uint32(len(nodes))]
-}
-
-// address is every pod's.
-const address = "10.244.0.9"
-
-func (f *fleet) run(ctx context.Context, pod *corev1.Pod) {
-	phase, ready := corev1.PodRunning, corev1.ConditionTrue
-	if _, ok := pod.Labels[runsToEnd]; ok {
-		phase, ready = corev1.PodSucceeded, corev1.ConditionFalse
-	}
-	report := *pod
-	report.ResourceVersion = "" // whatever others have changed meanwhile
-	report.Status.Phase, report.Status.PodIP, report.Status.PodIPs = phase, address, []corev1.PodIP{{IP: address}}
-	report.Status.Conditions = append(slices.Clone(pod.Status.Conditions), corev1.PodCondition{Type: corev1.PodReady, Status: ready, LastTransitionTime: metav1.Now()})
-	_, err := f.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, &report, metav1.UpdateOptions{})
-	f.check(ctx, "report", err)
-}
-
-func (f *fleet) remove(ctx context.Context, pod *corev1.Pod) {
-	options := metav1.NewPreconditionDeleteOptions(string(pod.UID))
-	options.GracePeriodSeconds = new(int64)
-	f.check(ctx, "remove", f.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *options))
 }
 
 // check keeps an error that says more than that the pod is gone or being

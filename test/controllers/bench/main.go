@@ -1,10 +1,11 @@
 // Command bench measures Weft's workload controllers against those of
 // upstream's kube-controller-manager, doing the same work.
 //
-//	bench (users and nodes) ──► etcd and API server ◄── the controllers under test
-//	  creates and edits objects   as weft-server's
-//	  binds pods, reports them
-//	  Running or Succeeded
+//	bench: users ──────────────► API server ◄── the controllers under test
+//	  create and edit objects        │ as weft-server's
+//	bench: nodes ──────────────► etcd
+//	  bind pods, report them Running or Succeeded, through the API server
+//	  with -nodes server
 //
 //	side      the controllers under test
 //	weft      Weft's, in the API server's process, as weft-server runs them
@@ -21,7 +22,9 @@
 // side is kube-controller-manager's own command with its workload controllers
 // enabled. Weft's is everything that controllers.New lists. Pods are bound by
 // the simulated nodes and not by a scheduler, so that nothing but the
-// controllers differs. CPU time is that of the controllers; in the shared
+// controllers differs. What a node writes is the same for all sides, and
+// costs an API server more than what a controller writes; so nodes write
+// straight into the store, unless told otherwise. CPU time is that of the controllers; in the shared
 // process it is told apart by the labels of a CPU profile, see control.
 //
 // Everything runs in a network namespace of its own and leaves nothing behind.
@@ -58,6 +61,7 @@ type options struct {
 	scale     float64
 	scenarios string
 	sides     string
+	nodes     string
 	rounds    int
 	patience  float64
 	idle      time.Duration
@@ -117,6 +121,7 @@ func parse(args []string) (options, error) {
 	flags.Float64Var(&o.scale, "scale", 1, "multiplies every number of objects")
 	flags.StringVar(&o.scenarios, "scenarios", "", "comma-separated names of the scenarios to run (default: all): "+scenarioNames())
 	flags.StringVar(&o.sides, "sides", "weft,lifted,default,floor", "comma-separated sides to run: weft, as weft-server runs it; apart, Weft's controllers in a process of their own; lifted, upstream with its client limits lifted; default, upstream as it is; floor, no controllers, just the pods that any would make")
+	flags.StringVar(&o.nodes, "nodes", throughStore, "how simulated nodes write about pods: store, straight into the store, so that the machine is the controllers'; or server, through the API server as agents do, which takes most of its time")
 	flags.IntVar(&o.rounds, "rounds", 3, "how often to run every scenario on each side but default; figures are medians")
 	flags.Float64Var(&o.patience, "patience", 6, "stop waiting for upstream with its default limits after this many times as long as Weft took")
 	flags.DurationVar(&o.idle, "idle", time.Minute, "how long to watch the idle server")
@@ -138,6 +143,8 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case o.scale <= 0:
 		return o, fmt.Errorf("-scale: must be positive, not %g", o.scale)
+	case o.nodes != throughStore && o.nodes != throughServer:
+		return o, fmt.Errorf("-nodes: %q must be %s or %s", o.nodes, throughStore, throughServer)
 	case o.rounds < 1:
 		return o, fmt.Errorf("-rounds: must be at least 1, not %d", o.rounds)
 	case o.patience < 1:
@@ -180,7 +187,7 @@ func bench(ctx context.Context, o options, dir string) error {
 		return err
 	}
 	b := &runner{options: o, dir: dir, progress: newProgress(os.Stdout)}
-	results := results{Scale: o.scale}
+	results := results{Scale: o.scale, Nodes: o.nodes}
 	for _, s := range scenarios {
 		if s.idle {
 			results.Idle, err = b.idle(ctx, s)

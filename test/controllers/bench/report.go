@@ -9,7 +9,9 @@ import (
 
 // results is one run.
 type results struct {
-	Scale     float64      `json:"scale"`
+	Scale float64 `json:"scale"`
+	// Nodes is how simulated nodes write: throughStore or throughServer.
+	Nodes     string       `json:"nodes"`
 	Scenarios []comparison `json:"scenarios"`
 	Idle      *idleness    `json:"idle,omitempty"`
 }
@@ -63,7 +65,11 @@ func (r results) table() string {
 		}
 	}
 	w.Flush()
-	b.WriteString("Others are the writes of users and nodes. CPU is that of the controllers alone; total CPU and memory include store and API server.\n" +
+	b.WriteString(map[string]string{
+		throughStore:  "Simulated nodes write straight into the store; others are the API server's writes for users. ",
+		throughServer: "Simulated nodes write through the API server; others are its writes for them and for users. ",
+	}[r.Nodes])
+	b.WriteString("CPU is that of the controllers alone; total CPU and memory include store and API server.\n" +
 		"\nHow many times faster Weft is, and what part of upstream's CPU, writes and memory it uses:\n")
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "scenario\tdefault limits\tlimits lifted\tat most\tCPU\ttotal CPU\twrites\tmemory\t\n")

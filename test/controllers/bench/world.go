@@ -39,8 +39,9 @@ type world struct {
 	jobs         batchlisters.JobLister
 }
 
-// newWorld makes nodes and starts their simulation; it ends with ctx.
-func newWorld(ctx context.Context, o options, kubeconfig string, s scenario) (*world, error) {
+// newWorld makes nodes for the server whose state is in dir and starts their
+// simulation; it ends with ctx.
+func newWorld(ctx context.Context, o options, dir, kubeconfig string, s scenario) (*world, error) {
 	w := &world{options: o, sent: counter{mu: &sync.Mutex{}, sent: calls{}}}
 	cfg, err := clientConfig(kubeconfig)
 	if err != nil {
@@ -64,7 +65,13 @@ func newWorld(ctx context.Context, o options, kubeconfig string, s scenario) (*w
 	if err := w.each(ctx, len(w.nodes), w.node); err != nil {
 		return nil, err
 	}
-	return w, w.watch(ctx, !s.idle)
+	writer := podWriter(serverWriter{w.client})
+	if o.nodes == throughStore {
+		if writer, err = newStoreWriter(ctx, dir, w.client); err != nil {
+			return nil, err
+		}
+	}
+	return w, w.watch(ctx, writer, !s.idle)
 }
 
 // first makes the namespace and what its pods need, and the rights of
@@ -112,9 +119,9 @@ func (w *world) node(ctx context.Context, i int) error {
 	return err
 }
 
-// watch fills the caches and starts the nodes.
-func (w *world) watch(ctx context.Context, binds bool) error {
-	f, factory, err := startFleet(ctx, w.client, w.nodes, binds, w.parallel)
+// watch fills the caches and starts the nodes, which write by writer.
+func (w *world) watch(ctx context.Context, writer podWriter, binds bool) error {
+	f, factory, err := startFleet(ctx, w.client, writer, w.nodes, binds, w.parallel)
 	if err != nil {
 		return err
 	}
