@@ -243,7 +243,8 @@ func (w *eventWriter) work() {
 	w.writers--
 }
 
-// condense makes one Event of the messages of one topic that are late.
+// condense makes one Event of the messages of one topic that are late. It
+// leaves the line something to write.
 func (w *eventWriter) condense(l *line, now time.Time) {
 	late := map[topic][]*tally{}
 	for _, t := range l.tallies {
@@ -261,8 +262,12 @@ func (w *eventWriter) condense(l *line, now time.Time) {
 		if !t.waiting {
 			t.waiting = true
 			w.waiting++
-			l.tallies = append(l.tallies, t)
+		} else if i := slices.IndexFunc(w.held, func(h heldBack) bool { return h.tally == t }); i >= 0 {
+			w.held = slices.Delete(w.held, i, i+1)
+		} else {
+			continue // it is in line
 		}
+		l.tallies = append(l.tallies, t)
 	}
 }
 

@@ -274,6 +274,19 @@ func TestABusyServerIsToldOfSeveralMessagesByOneEvent(t *testing.T) {
 	})
 }
 
+func TestLateMessagesTakeTheEventWithThemThatIsHeldBack(t *testing.T) {
+	withEvents(t, func(t *testing.T, s *apiServer) {
+		s.isSlow(2 * time.Second)
+		for i := range 10 {
+			s.events.Normal(job("web"), "Created", "pod %d", i+1)
+		}
+		time.Sleep(1900 * time.Millisecond)
+		s.events.Normal(job("web"), "Created", "pod 11") // combined, and held back
+		time.Sleep(time.Minute)
+		s.want(2, "Created x1 pod 1", "Created x10 (combined from similar events): pod 11")
+	})
+}
+
 func TestEventsOfSeveralObjectsAreWrittenAtOnce(t *testing.T) {
 	withEvents(t, func(t *testing.T, s *apiServer) {
 		s.isSlow(50 * time.Millisecond)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -94,6 +95,7 @@ func newStoreWriter(ctx context.Context, dir string, client kubernetes.Interface
 		Context:     ctx,
 		Endpoints:   []string{"unix://" + filepath.Join(dir, "etcd", "client.sock")},
 		DialTimeout: 10 * time.Second,
+		Logger:      zap.NewNop(), // errors are returned
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)

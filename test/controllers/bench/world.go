@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -165,7 +166,10 @@ func (w *world) until(ctx context.Context, what string, want int, have func() in
 			return nil
 		}
 		if err := w.fleet.err(); err != nil {
-			return err
+			// A server that has crashed is known a little later than its
+			// clients' errors.
+			time.Sleep(100 * time.Millisecond)
+			return errors.Join(w.alive(), err)
 		}
 		if err := w.alive(); err != nil {
 			return err
