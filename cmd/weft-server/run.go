@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os/signal"
 	"path/filepath"
@@ -103,7 +104,9 @@ func (f *runFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	controlplane.TuneMemory()
+	if err := controlplane.Tune(); err != nil {
+		slog.Warn("the server will use more processor time than it has to", "error", err)
+	}
 	return controlplane.Run(ctx, config)
 }
 

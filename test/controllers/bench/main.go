@@ -46,8 +46,6 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
-
-	"weft.dev/weft/controlplane"
 )
 
 // stateDir says to the program that it runs in its own network namespace, and
@@ -88,14 +86,11 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		switch args[0] {
 		case partAPIServer:
-			controlplane.TuneMemory()
-			return runPart(ctx, runAPIServer, args[1:])
+			return runPart(ctx, tuned(runAPIServer), args[1:])
 		case partServer:
-			controlplane.TuneMemory()
-			return runPart(ctx, runServer, args[1:])
+			return runPart(ctx, tuned(runServer), args[1:])
 		case partWeft:
-			controlplane.TuneMemory()
-			return runWeft(ctx, args[1:])
+			return tuned(runWeft)(ctx, args[1:])
 		case partOurs:
 			return runPart(ctx, runOurs, args[1:])
 		case partUpstream:

@@ -58,6 +58,13 @@ func runPart(ctx context.Context, run func(context.Context, []string) error, arg
 	return run(ctx, args)
 }
 
+// tuned returns a part that runs in a process like weft-server's.
+func tuned(part func(context.Context, []string) error) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
+		return errors.Join(controlplane.Tune(), part(ctx, args))
+	}
+}
+
 // serverAddress is the API server's; it must not be a loopback address.
 var serverAddress = netip.MustParseAddr("192.0.2.1")
 
