@@ -17,7 +17,6 @@ package job
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -45,6 +44,7 @@ type Controller struct {
 	jobStore  reconcile.Store
 	pods      reconcile.ByController[*corev1.Pod]
 	writer    reconcile.PodWriter
+	statuses  reconcile.Statuses
 	fence     reconcile.Fence
 	deletions reconcile.Deletions
 	memories  memories
@@ -69,6 +69,7 @@ func New(env reconcile.Env) (*Controller, error) {
 	}
 	c.writer = reconcile.PodWriter{Client: env.Client, Events: c.events, Store: podInformer.GetStore(), Fence: &c.fence, Deletions: &c.deletions}
 	c.Loop = env.NewLoop(reconcile.Config{Workers: 16, Reconcile: c.Reconcile, Events: c.events})
+	c.statuses = reconcile.Statuses{AddAfter: c.AddAfter, Fence: &c.fence, Store: c.jobStore}
 	c.orphans, err = newOrphans(env, pods)
 	return c, errors.Join(err,
 		c.WatchSelf(jobs.Informer()),
@@ -120,7 +121,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 		return err
 	}
 	known := c.memories.of(key, job.UID)
-	plan := decide(job, pods, known.backoff, now)
+	plan := decide(known.begun(job), pods, known.backoff, now)
 	known.backoff = plan.Backoff
 	c.memories.keep(key, known)
 	return c.carryOut(ctx, key, job, plan)
@@ -135,6 +136,7 @@ func (c *Controller) forget(key types.NamespacedName) {
 	c.fence.Forget(key)
 	c.deletions.Forget(key)
 	c.memories.forget(key)
+	c.statuses.Forget(key)
 }
 
 // claim returns the Job's pods, those included that have ended. If it adopts
@@ -163,7 +165,8 @@ func (c *Controller) claim(ctx context.Context, key types.NamespacedName, job *b
 // carryOut changes pods, then reports what came of it.
 func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, job *batchv1.Job, plan plan) error {
 	out, failure := c.changePods(ctx, key, job, plan)
-	if err := c.report(ctx, key, job, settle(plan, out, time.Now())); err != nil {
+	failed := failure != nil || out.created < len(plan.Create)
+	if err := c.report(ctx, key, job, settle(plan, out, time.Now()), failed); err != nil {
 		return errors.Join(failure, err)
 	}
 	if plan.Again > 0 {
@@ -172,28 +175,41 @@ func (c *Controller) carryOut(ctx context.Context, key types.NamespacedName, job
 	return failure
 }
 
-// report stores the status and releases the pods that it takes in. New
-// numbers alone wait until statusPeriod after the last ones.
-func (c *Controller) report(ctx context.Context, key types.NamespacedName, job *batchv1.Job, s settlement) error {
-	if differs(job.Status, s.Status) {
-		known, now := c.memories.of(key, job.UID), time.Now()
-		if wait := known.reported.Add(statusPeriod).Sub(now); wait > 0 && !s.Urgent {
+// report stores the status and releases the pods that it takes in. The first
+// one may share a write with what comes next; new numbers alone wait until
+// statusPeriod after the last ones.
+func (c *Controller) report(ctx context.Context, key types.NamespacedName, job *batchv1.Job, s settlement, failed bool) error {
+	known, now := c.memories.of(key, job.UID), time.Now()
+	isStored, news := !differs(job.Status, s.Status), reconcile.Urgent
+	switch {
+	case isStored:
+		news = reconcile.NoNews
+	case s.Urgent:
+	case isNew(job):
+		news = reconcile.Counts.After(failed)
+		known.start = s.Status.StartTime
+		c.memories.keep(key, known)
+	default:
+		if wait := known.reported.Add(statusPeriod).Sub(now); wait > 0 {
 			c.AddAfter(key, wait)
 			return nil
 		}
+	}
+	err := c.statuses.Write(key, news, func() (metav1.Object, error) {
 		updated := *job
 		updated.Status = s.Status
 		written, err := c.client.BatchV1().Jobs(job.Namespace).UpdateStatus(ctx, &updated, metav1.UpdateOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
 		if err != nil {
-			return fmt.Errorf("update status: %w", err)
+			return nil, err
 		}
-		c.fence.Wrote(key, c.jobStore, written.ResourceVersion)
+		isStored = true
 		known.reported = now
 		c.memories.keep(key, known)
 		c.tell(job, s.Status)
+		return written, nil
+	})
+	if err != nil || !isStored {
+		return err
 	}
 	return c.release(ctx, key, s.Release)
 }

@@ -346,3 +346,23 @@ func TestNewNumbersAreWrittenTogether(t *testing.T) {
 		}
 	})
 }
+
+func TestTheFirstStatusOfAShortJobIsSpared(t *testing.T) {
+	inWorld(t, func(*corev1.Pod) (int32, time.Duration) { return 0, 10 * time.Millisecond }, func(t *testing.T, w *world) {
+		w.create(jobOf(1, 1))
+		w.Pass(time.Minute)
+		w.expect("succeeded=1 SuccessCriteriaMet Complete")
+		if n := w.Writes("jobs/status"); n != 2 {
+			t.Errorf("%d status writes, want one that takes the pod in and one that counts it", n)
+		}
+	})
+	inWorld(t, succeeds, func(t *testing.T, w *world) {
+		begin := time.Now()
+		w.create(jobOf(1, 1))
+		w.Pass(2 * time.Second)
+		w.expect("active=1 ready=1")
+		if at := w.get().Status.StartTime; at == nil || !at.Time.Equal(begin) {
+			t.Errorf("started at %v, want %v, when its pod was made", at, begin)
+		}
+	})
+}

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -15,7 +17,18 @@ const statusPeriod = time.Second
 type memory struct {
 	uid      types.UID
 	backoff  backoff
-	reported time.Time // when the status was written last
+	start    *metav1.Time // of a Job that has no status yet
+	reported time.Time    // when the status was written last
+}
+
+// begun returns job with the start time that its first status will have.
+func (m memory) begun(job *batchv1.Job) *batchv1.Job {
+	if !isNew(job) || m.start == nil {
+		return job
+	}
+	begun := *job
+	begun.Status.StartTime = m.start
+	return &begun
 }
 
 // memories holds the memory of each Job.

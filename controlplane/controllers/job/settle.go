@@ -171,9 +171,12 @@ func withCondition(conditions []batchv1.JobCondition, kind batchv1.JobConditionT
 	return result
 }
 
-// isUrgent reports whether status is more than new numbers.
+// isUrgent reports whether status is more than new numbers and, of a new Job,
+// its start.
 func isUrgent(job *batchv1.Job, status batchv1.JobStatus) bool {
-	return job.DeletionTimestamp != nil || job.Status.Ready == nil ||
-		!job.Status.StartTime.Equal(status.StartTime) ||
-		!slices.Equal(job.Status.Conditions, status.Conditions)
+	return job.DeletionTimestamp != nil || !slices.Equal(job.Status.Conditions, status.Conditions) ||
+		!isNew(job) && !job.Status.StartTime.Equal(status.StartTime)
 }
+
+// isNew reports whether the Job never had a status from this controller.
+func isNew(job *batchv1.Job) bool { return job.Status.Ready == nil }

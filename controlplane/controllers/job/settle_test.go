@@ -138,9 +138,10 @@ func TestOnlyNewNumbersCanWait(t *testing.T) {
 		pods []*corev1.Pod
 		want bool
 	}{
-		{"the first status is urgent", jobOf(1, 1), nil, true},
-		{"a count is not", jobOf(9, 9, seen, started(0)), []*corev1.Pod{pod("a", succeeded)}, false},
-		{"a new condition is", jobOf(1, 1, seen, started(0)), []*corev1.Pod{pod("a", succeeded)}, true},
+		{"the first status can wait for what comes next", jobOf(1, 1), nil, false},
+		{"but not when it has a condition", jobOf(1, 1, suspended), nil, true},
+		{"a count can", jobOf(9, 9, seen, started(0)), []*corev1.Pod{pod("a", succeeded)}, false},
+		{"a new condition is urgent", jobOf(1, 1, seen, started(0)), []*corev1.Pod{pod("a", succeeded)}, true},
 		{"a new start is", jobOf(9, 9, seen), nil, true},
 		{"a failed pod is whose replacement is taken away, since it would wait for another", jobOf(1, 0, limitPerIndex(1), seen, started(0)),
 			[]*corev1.Pod{pod("a", atIndex(0), failed), pod("b", atIndex(0), afterFailures(1))}, true},

@@ -64,7 +64,13 @@ var podActions = []action{
 			w.SetReady(pod, true)
 		}
 	}},
-	{"orphan pod", editPod(func(pod *corev1.Pod) { pod.OwnerReferences = nil })},
+	// Not one that is ending: upstream takes no notice of that until something
+	// else happens, where Weft makes another pod.
+	{"orphan pod", editPod(func(pod *corev1.Pod) {
+		if pod.DeletionTimestamp == nil {
+			pod.OwnerReferences = nil
+		}
+	})},
 	{"deletion cost", func(w *world, n int) {
 		editPod(func(pod *corev1.Pod) {
 			pod.Annotations = maps.Clone(pod.Annotations)
