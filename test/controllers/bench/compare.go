@@ -218,7 +218,11 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 	if err != nil {
 		return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
 	}
-	after, err := settle(ctx, w, server, controllers)
+	patience := longestSettling
+	if m.Unfinished != "" {
+		patience = 0
+	}
+	after, err := settle(ctx, w, server, controllers, patience)
 	if err != nil {
 		return m, err
 	}
@@ -354,11 +358,16 @@ func observe(ctx context.Context, w *world, server *process, controllers underTe
 	return s, errors.Join(err1, err2, err3, err4)
 }
 
+// longestSettling is how long controllers may go on writing when the work is
+// done: events are far behind it on a busy server.
+const longestSettling = 2 * time.Minute
+
 // settle waits until the controllers have written nothing for a second, or for
-// ten seconds, so that what they do late counts too.
-func settle(ctx context.Context, w *world, server *process, controllers underTest) (state, error) {
+// as long as patience says, so that what they do late counts too.
+func settle(ctx context.Context, w *world, server *process, controllers underTest, patience time.Duration) (state, error) {
+	begin := time.Now()
 	last, err := observe(ctx, w, server, controllers)
-	for range 10 {
+	for time.Since(begin) < patience {
 		if err != nil {
 			return last, err
 		}
