@@ -246,6 +246,9 @@ func (w *eventWriter) work() {
 // condense makes one Event of the messages of one topic that are late. It
 // leaves the line something to write.
 func (w *eventWriter) condense(l *line, now time.Time) {
+	if len(l.tallies) < 2 {
+		return
+	}
 	late := map[topic][]*tally{}
 	for _, t := range l.tallies {
 		if t.written == 0 && !t.combined && now.Sub(t.first) >= condenseAfter {
