@@ -81,7 +81,7 @@ $(BIN)/images/demo.tar: $(wildcard tools/demo/app/*.go) $(BIN)/image
 	@$(BIN)/image -name registry.weft.local/demo:1 -out $@ -entrypoint /app -user 65532 $(BIN)/demo:/app
 
 .PHONY: test
-test: lint test-unit test-e2e ## every test: unit, BPF, real kernel, end to end
+test: lint test-unit test-others test-e2e ## every test: unit, BPF, real kernel, against upstream's controllers, end to end
 
 .PHONY: lint
 lint: ## formatting, go vet, staticcheck
@@ -91,6 +91,11 @@ lint: ## formatting, go vet, staticcheck
 test-unit: runtime images ## unit, BPF and real-kernel tests
 	@tools/install iproute2 iputils-ping
 	@WEFT_BIN=$(BIN) go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
+
+.PHONY: test-others
+test-others: ## tests of the other modules, with a few of test-traces' histories
+	@$(CONFORMANCE) test .
+	@$(MAKE) --no-print-directory test-traces SEQUENCES=50
 
 .PHONY: test-e2e
 test-e2e: build images ## end-to-end tests on a cluster of their own
