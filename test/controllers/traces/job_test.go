@@ -35,8 +35,11 @@ func TestJobsEndAsUpstream(t *testing.T) {
 			must[*batchv1.Job](w.t)(w.Client.BatchV1().Jobs(namespace).Create(w.t.Context(), newJob(n), metav1.CreateOptions{}))
 		},
 		// No pod loses its owner alone: whether the Job adopts it again before it
-		// is taken for that of a lost Job is up to chance on both sides.
-		actions: append(jobActions, without(podActions, "orphan pod", "deletion cost")...),
+		// is taken for that of a lost Job is up to chance on both sides. And no
+		// pod is left that was not ready for long: when it is deleted, upstream takes
+		// it for the latest failure, though it failed before others, and waits
+		// too short a time for it.
+		actions: append(jobActions, without(podActions, "orphan pod", "deletion cost", "pod not ready")...),
 		// Upstream looks at a Job's pods once a second, so sooner than that
 		// an action would meet other pods.
 		pause:    3810 * time.Millisecond,
