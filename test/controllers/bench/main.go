@@ -24,8 +24,9 @@
 // the simulated nodes and not by a scheduler, so that nothing but the
 // controllers differs. What a node writes is the same for all sides, and
 // costs an API server more than what a controller writes; so nodes write
-// straight into the store, unless told otherwise. CPU time is that of the controllers; in the shared
-// process it is told apart by the labels of a CPU profile, see control.
+// straight into the store, unless told otherwise. CPU time is that of the
+// controllers; in the shared process it is told apart by the labels of a CPU
+// profile, see control.
 //
 // Everything runs in a network namespace of its own and leaves nothing behind.
 package main

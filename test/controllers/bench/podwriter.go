@@ -112,6 +112,15 @@ func newStoreWriter(ctx context.Context, dir string, client kubernetes.Interface
 // keyOf is where the API server keeps a pod.
 func keyOf(pod *corev1.Pod) string { return "/registry/pods/" + pod.Namespace + "/" + pod.Name }
 
+// unchanged is true as long as nobody has written the pod since it was read.
+func unchanged(pod *corev1.Pod) (clientv3.Cmp, error) {
+	revision, err := strconv.ParseInt(pod.ResourceVersion, 10, 64)
+	if err != nil {
+		return clientv3.Cmp{}, fmt.Errorf("resourceVersion: %w", err)
+	}
+	return clientv3.Compare(clientv3.ModRevision(keyOf(pod)), "=", revision), nil
+}
+
 func (s *storeWriter) bind(ctx context.Context, pod *corev1.Pod, node string) error {
 	return s.update(ctx, pod, func(p *corev1.Pod) {
 		p.Spec.NodeName = node
@@ -127,9 +136,9 @@ func (s *storeWriter) report(ctx context.Context, pod *corev1.Pod) error {
 // update changes a pod unless it is gone, or to be deleted, meanwhile.
 func (s *storeWriter) update(ctx context.Context, pod *corev1.Pod, change func(*corev1.Pod)) error {
 	for {
-		revision, err := strconv.ParseInt(pod.ResourceVersion, 10, 64)
+		asSeen, err := unchanged(pod)
 		if err != nil {
-			return fmt.Errorf("resourceVersion: %w", err)
+			return err
 		}
 		next := *pod
 		next.ResourceVersion = "" // it is the transaction's revision
@@ -139,8 +148,7 @@ func (s *storeWriter) update(ctx context.Context, pod *corev1.Pod, change func(*
 			return err
 		}
 		key := keyOf(pod)
-		answer, err := s.store.Txn(ctx).
-			If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
+		answer, err := s.store.Txn(ctx).If(asSeen).
 			Then(clientv3.OpPut(key, string(data))).
 			Else(clientv3.OpGet(key)).Commit()
 		if err != nil || answer.Succeeded {
@@ -163,15 +171,12 @@ func (s *storeWriter) update(ctx context.Context, pod *corev1.Pod, change func(*
 }
 
 func (s *storeWriter) remove(ctx context.Context, pod *corev1.Pod) error {
-	revision, err := strconv.ParseInt(pod.ResourceVersion, 10, 64)
+	asSeen, err := unchanged(pod)
 	if err != nil {
-		return fmt.Errorf("resourceVersion: %w", err)
+		return err
 	}
 	if len(pod.Finalizers) == 0 {
-		key := keyOf(pod)
-		answer, err := s.store.Txn(ctx).
-			If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
-			Then(clientv3.OpDelete(key)).Commit()
+		answer, err := s.store.Txn(ctx).If(asSeen).Then(clientv3.OpDelete(keyOf(pod))).Commit()
 		if err != nil || answer.Succeeded {
 			return err
 		}
