@@ -147,6 +147,13 @@ func socketURL(dir string) (url.URL, error) {
 	return url.URL{Scheme: "unix", Path: socket}, nil
 }
 
+// SocketEndpoint returns the URL at which the member in dir serves those who
+// may enter dir, as Member.LocalEndpoint does to those who have the member.
+func SocketEndpoint(dir string) (string, error) {
+	socket, err := socketURL(dir)
+	return socket.String(), err
+}
+
 // longestSocket is how long the path of a Unix socket may be (unix(7)).
 const longestSocket = 107
 

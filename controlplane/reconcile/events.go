@@ -153,14 +153,9 @@ func newFolding() *folding {
 // Event tells users something new, so that it should be written without delay.
 func (f *folding) fold(o occurrence) (t *tally, isNew bool) {
 	key := f.keyOf(o)
-	if known, ok := f.tallies.Get(key); ok {
-		t = known.(*tally)
-	} else {
-		t = &tally{tallyKey: key, name: f.nameFor(o.about, o.at), version: o.about.ResourceVersion, first: o.at}
-		if !key.combined {
-			t.annotations = o.annotations
-		}
-		f.tallies.Add(key, t)
+	t, isKnown := f.tallyOf(key, o.about.ResourceVersion, o.at)
+	if !isKnown && !key.combined {
+		t.annotations = o.annotations
 	}
 	t.count++
 	t.last, t.latest = o.at, o.message
@@ -174,23 +169,26 @@ func (f *folding) fold(o occurrence) (t *tally, isNew bool) {
 // to the one of its combined messages, and returns that.
 func (f *folding) condense(list []*tally) *tally {
 	first := list[0]
-	key := tallyKey{topic: first.topic, combined: true}
-	var t *tally
-	known, ok := f.tallies.Get(key)
-	if ok {
-		t = known.(*tally)
-	} else {
-		t = &tally{tallyKey: key, name: f.nameFor(first.about, first.first), version: first.version, first: first.first}
-		f.tallies.Add(key, t)
-	}
+	t, isKnown := f.tallyOf(tallyKey{topic: first.topic, combined: true}, first.version, first.first)
 	for _, old := range list {
 		f.tallies.Remove(old.tallyKey)
 		t.count += old.count
-		if !ok || old.last.After(t.last) {
+		if !isKnown || old.last.After(t.last) {
 			t.last, t.latest = old.last, combinedMessages+old.latest
 		}
 	}
 	return t
+}
+
+// tallyOf returns the tally of a key, and whether there was one; a new one
+// tells of version of the object and begins at first.
+func (f *folding) tallyOf(key tallyKey, version string, first time.Time) (t *tally, isKnown bool) {
+	if known, ok := f.tallies.Get(key); ok {
+		return known.(*tally), true
+	}
+	t = &tally{tallyKey: key, name: f.nameFor(key.about.Name, first), version: version, first: first}
+	f.tallies.Add(key, t)
+	return t, false
 }
 
 func (f *folding) keyOf(o occurrence) tallyKey {
@@ -219,9 +217,9 @@ func (f *folding) keyOf(o occurrence) tallyKey {
 
 // nameFor makes a name as client-go does, from the time; but never the same
 // one twice.
-func (f *folding) nameFor(about corev1.ObjectReference, at time.Time) string {
+func (f *folding) nameFor(object string, at time.Time) string {
 	f.lastName = max(f.lastName+1, at.UnixNano())
-	return util.GenerateEventName(about.Name, f.lastName)
+	return util.GenerateEventName(object, f.lastName)
 }
 
 // event is the whole Event object.

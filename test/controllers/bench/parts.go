@@ -61,7 +61,10 @@ func runPart(ctx context.Context, run func(context.Context, []string) error, arg
 // tuned returns a part that runs in a process like weft-server's.
 func tuned(part func(context.Context, []string) error) func(context.Context, []string) error {
 	return func(ctx context.Context, args []string) error {
-		return errors.Join(controlplane.Tune(), part(ctx, args))
+		if err := controlplane.Tune(); err != nil {
+			return err
+		}
+		return part(ctx, args)
 	}
 }
 
@@ -134,6 +137,9 @@ func runWeft(ctx context.Context, args []string) error {
 	})
 }
 
+// etcdDir is where the store is in a state directory, as weft-server's is.
+func etcdDir(stateDir string) string { return filepath.Join(stateDir, "etcd") }
+
 // serve runs the store and the API server, and beside them, once there is a
 // kubeconfig, what is given a configuration for clients in this process.
 func serve(ctx context.Context, cfg controlplane.Config, beside func(context.Context, *rest.Config) error) error {
@@ -149,7 +155,7 @@ func serve(ctx context.Context, cfg controlplane.Config, beside func(context.Con
 		return err
 	}
 	member, err := etcd.Start(ctx, etcd.Config{
-		Dir:        filepath.Join(cfg.StateDir, "etcd"),
+		Dir:        etcdDir(cfg.StateDir),
 		ClientPort: cfg.EtcdClientPort,
 		PeerPort:   cfg.EtcdPeerPort,
 		CAFile:     keys.Path(pki.EtcdCA),

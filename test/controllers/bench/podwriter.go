@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -16,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"weft.dev/weft/controlplane/etcd"
 )
 
 // podWriter is how simulated nodes write about pods.
@@ -91,9 +92,13 @@ type storeWriter struct {
 // newStoreWriter opens the store of the server whose state is in dir; it is
 // closed when ctx ends.
 func newStoreWriter(ctx context.Context, dir string, client kubernetes.Interface) (*storeWriter, error) {
+	endpoint, err := etcd.SocketEndpoint(etcdDir(dir))
+	if err != nil {
+		return nil, err
+	}
 	store, err := clientv3.New(clientv3.Config{
 		Context:     ctx,
-		Endpoints:   []string{"unix://" + filepath.Join(dir, "etcd", "client.sock")},
+		Endpoints:   []string{endpoint},
 		DialTimeout: 10 * time.Second,
 		Logger:      zap.NewNop(), // errors are returned
 	})
