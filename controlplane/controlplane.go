@@ -149,7 +149,7 @@ func startStore(ctx context.Context, cfg Config, keys *pki.PKI, fail context.Can
 			fail(fmt.Errorf("etcd failed: %w", err))
 		}
 	}()
-	return apiserver.Etcd{Endpoints: []string{member.LocalEndpoint()}}, member.Close, nil
+	return apiserver.Etcd{Endpoints: []string{member.LocalEndpoint()}, Client: member.Client}, member.Close, nil
 }
 
 // startServer starts the API server and returns when it is ready. It serves

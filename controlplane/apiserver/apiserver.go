@@ -54,6 +54,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure API server: %w", err)
 	}
+	if cfg.Etcd.Client != nil {
+		if err := useStoreInProcess(ctx, config, cfg.Etcd.Client); err != nil {
+			return nil, fmt.Errorf("configure API server: %w", err)
+		}
+	}
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, fmt.Errorf("configure API server: %w", err)

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"go.etcd.io/etcd/client/v3/kubernetes"
+
 	"weft.dev/weft/controlplane/pki"
 )
 
@@ -17,6 +19,9 @@ type Etcd struct {
 	Endpoints []string
 	// CAFile, CertFile and KeyFile are PEM files for mutual TLS; "" for unix.
 	CAFile, CertFile, KeyFile string
+	// Client, if the store is in this process, returns a client that calls it
+	// without a connection.
+	Client func() (*kubernetes.Client, error)
 }
 
 // Config says how the API server serves.

@@ -1,7 +1,8 @@
 // Package etcd runs the store inside this process: one etcd member. The API
-// server reaches it through a Unix socket in its directory, which only root
-// may enter, and is spared the cost of TLS. Tools reach it at the loopback
-// interface, where only clients with a certificate of the etcd CA are admitted.
+// server keeps its objects by calling it (Client). What needs a connection
+// reaches it through a Unix socket in its directory, which only root may enter,
+// and is spared the cost of TLS; tools at the loopback interface, where only
+// clients with a certificate of the etcd CA are admitted.
 package etcd
 
 import (

@@ -173,7 +173,7 @@ func serve(ctx context.Context, cfg controlplane.Config, beside func(context.Con
 		BindPort:         cfg.BindPort,
 		ServiceCIDRs:     cfg.ServiceCIDRs,
 		ClusterDomain:    cfg.ClusterDomain,
-		Etcd:             apiserver.Etcd{Endpoints: []string{member.LocalEndpoint()}},
+		Etcd:             apiserver.Etcd{Endpoints: []string{member.LocalEndpoint()}, Client: member.Client},
 	})
 	if err != nil {
 		return err
