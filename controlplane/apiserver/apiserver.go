@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
@@ -27,8 +28,10 @@ const readyPoll = 50 * time.Millisecond
 
 // Server is an API server that has been put together, and perhaps runs.
 type Server struct {
-	chain    *aggregatorapiserver.APIAggregator
-	loopback *rest.Config
+	chain *aggregatorapiserver.APIAggregator
+	// local answers requests of clients in this process, each within limit.
+	local http.Handler
+	limit time.Duration
 	// serving is closed when the handlers are complete.
 	serving chan struct{}
 }
@@ -59,15 +62,21 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			return nil, fmt.Errorf("configure API server: %w", err)
 		}
 	}
+	s := &Server{serving: make(chan struct{}), limit: config.Aggregator.GenericConfig.RequestTimeout}
+	build := config.Aggregator.GenericConfig.BuildHandlerChainFunc
+	config.Aggregator.GenericConfig.BuildHandlerChainFunc = func(handler http.Handler, c *server.Config) http.Handler {
+		s.local = localChain(handler, c)
+		return build(handler, c)
+	}
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, fmt.Errorf("configure API server: %w", err)
 	}
-	chain, err := app.CreateServerChain(completed)
+	s.chain, err = app.CreateServerChain(completed)
 	if err != nil {
 		return nil, fmt.Errorf("build API server: %w", err)
 	}
-	return &Server{chain: chain, loopback: chain.GenericAPIServer.LoopbackClientConfig, serving: make(chan struct{})}, nil
+	return s, nil
 }
 
 // complete turns flags into validated options.
@@ -112,11 +121,11 @@ func (s *Server) Run(ctx context.Context) error {
 // and fairness protects it. Its requests take no way over the network, see
 // inProcess.
 func (s *Server) LoopbackConfig() *rest.Config {
-	cfg := rest.CopyConfig(s.loopback)
+	cfg := rest.CopyConfig(s.chain.GenericAPIServer.LoopbackClientConfig)
 	cfg.QPS, cfg.Burst = -1, 0
 	cfg.RateLimiter = nil
 	cfg.TLSClientConfig = rest.TLSClientConfig{}
-	cfg.Transport = inProcess{s.chain.GenericAPIServer.Handler, s.serving}
+	cfg.Transport = inProcess{full: s.chain.GenericAPIServer.Handler, local: s.local, limit: s.limit, ready: s.serving}
 	return cfg
 }
 

@@ -9,19 +9,23 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // inProcess carries requests of clients in this process to the server's
 // handler, past sockets, TLS and HTTP/2, which would cost more than most
-// requests themselves. Authentication, authorization, flow control and all
-// other filters see them as they see any request.
+// requests themselves.
 //
-// A watch has a goroutine of its own and a buffer for its reader. Every other
-// request is answered on the caller's goroutine, and its response is whole
-// when RoundTrip returns.
+// A watch has a goroutine of its own and a buffer for its reader, and goes through
+// all filters that any request goes through. Every other request is
+// answered on the caller's goroutine, and its response is whole when RoundTrip
+// returns; its filters are those of localChain.
 type inProcess struct {
-	handler http.Handler
+	// full answers requests that have no end of their own, local all others.
+	full, local http.Handler
+	// limit is how long a request of local may take.
+	limit time.Duration
 	// ready is closed when the handler may be called.
 	ready <-chan struct{}
 }
@@ -45,15 +49,17 @@ func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Header.Get("Upgrade") != "" {
 		return nil, errUpgrade
 	}
-	ctx, cancel := detach(r.Context())
 	if isEndless(r) {
+		ctx, cancel := detach(r.Context(), 0)
 		return p.watch(ctx, cancel, r)
 	}
+	ctx, cancel := detach(r.Context(), p.limit)
 	defer cancel()
 	w := &response{header: http.Header{}, body: &bytes.Buffer{}}
-	if err := serve(p.handler, w, incoming(ctx, r)); err != nil {
+	if err := serve(p.local, w, incoming(ctx, r)); err != nil {
 		return nil, err
 	}
+	w.answered.Store(true)
 	body := w.body.(*bytes.Buffer)
 	answer := w.answer(r, io.NopCloser(body))
 	answer.ContentLength = int64(body.Len())
@@ -71,7 +77,7 @@ func (p inProcess) watch(ctx context.Context, cancel context.CancelFunc, r *http
 	go func() {
 		defer cancel()
 		begin := time.Now()
-		err := serve(p.handler, w, incoming(ctx, r))
+		err := serve(p.full, w, incoming(ctx, r))
 		for last := w; err == nil && last.status == http.StatusOK && isWatch(r) && !s.isUsed() && time.Since(begin) < emptyWatch; {
 			select {
 			case <-ctx.Done():
@@ -79,7 +85,7 @@ func (p inProcess) watch(ctx context.Context, cancel context.CancelFunc, r *http
 			}
 			if err = ctx.Err(); err == nil {
 				last = &response{header: http.Header{}, body: s, continues: true}
-				err = serve(p.handler, last, incoming(ctx, r))
+				err = serve(p.full, last, incoming(ctx, r))
 			}
 		}
 		s.end(err)
@@ -105,12 +111,16 @@ const againAfter = 5 * time.Millisecond
 
 // detach returns a context that ends with ctx but has none of its values: a
 // client may be called while another request is served, and the server keeps
-// what it knows of a request there.
-func detach(ctx context.Context) (context.Context, context.CancelFunc) {
+// what it knows of a request there. It ends after limit, unless that is 0.
+func detach(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	inner, cancel := context.WithCancelCause(context.Background())
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
 	release := func() {}
-	if deadline, ok := ctx.Deadline(); ok {
+	deadline, ok := ctx.Deadline()
+	if end := time.Now().Add(limit); limit > 0 && (!ok || end.Before(deadline)) {
+		deadline, ok = end, true
+	}
+	if ok {
 		inner, release = context.WithDeadline(inner, deadline)
 	}
 	return inner, func() {
@@ -176,11 +186,20 @@ type response struct {
 	status int
 	sent   http.Header
 	begun  chan struct{} // nil if nobody waits for it
+	// answered says that the handler has returned.
+	answered atomic.Bool
 	// continues says that the reader had its status already, of success.
 	continues bool
 }
 
-func (w *response) Header() http.Header { return w.header }
+// Header implements http.ResponseWriter. What a handler's goroutine that was
+// not waited for adds to an answered request, like a warning, is dropped.
+func (w *response) Header() http.Header {
+	if w.answered.Load() {
+		return http.Header{}
+	}
+	return w.header
+}
 
 func (w *response) WriteHeader(status int) {
 	if status >= 200 { // informational ones may precede the real one

@@ -18,6 +18,9 @@ func ready() <-chan struct{} {
 	return c
 }
 
+// limit is how long a request may take; longer than any test's.
+const limit = 2 * time.Hour
+
 // ask sends a request to a handler in this process.
 func ask(t *testing.T, ctx context.Context, handler http.HandlerFunc, method, path, body string) (*http.Response, error) {
 	t.Helper()
@@ -25,7 +28,7 @@ func ask(t *testing.T, ctx context.Context, handler http.HandlerFunc, method, pa
 	if err != nil {
 		t.Fatal(err)
 	}
-	return inProcess{handler, ready()}.RoundTrip(r)
+	return inProcess{full: handler, local: handler, limit: limit, ready: ready()}.RoundTrip(r)
 }
 
 func TestARequestReachesTheHandlerAsOverTheNetwork(t *testing.T) {
@@ -75,11 +78,11 @@ func TestRequestsThatCannotBeAnswered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (inProcess{http.NotFoundHandler(), make(chan struct{})}).RoundTrip(r); !errors.Is(err, errNotServing) {
+	if _, err := (inProcess{ready: make(chan struct{})}).RoundTrip(r); !errors.Is(err, errNotServing) {
 		t.Errorf("before the server serves: got error %v", err)
 	}
 	r.Header.Set("Upgrade", "websocket")
-	if _, err := (inProcess{http.NotFoundHandler(), ready()}).RoundTrip(r); !errors.Is(err, errUpgrade) {
+	if _, err := (inProcess{ready: ready()}).RoundTrip(r); !errors.Is(err, errUpgrade) {
 		t.Errorf("an upgrade: got error %v", err)
 	}
 }
@@ -101,6 +104,31 @@ func TestTheHandlerKnowsTheCallersTimeButNotItsValues(t *testing.T) {
 	}, "GET", "/", "")
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRequestsHaveALimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		_, err := ask(t, t.Context(), func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "GET", "/", "")
+		if took := time.Since(begin); err != nil || took != limit {
+			t.Errorf("a request took %s, %v", took, err)
+		}
+	})
+}
+
+func TestAWarningAfterTheAnswerIsDropped(t *testing.T) {
+	var writer http.ResponseWriter
+	response, err := ask(t, t.Context(), func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Warning", "in time")
+		writer = w
+	}, "GET", "/", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	writer.Header().Set("Warning", "late")
+	if got := response.Header.Get("Warning"); got != "in time" {
+		t.Errorf("the warning is %q", got)
 	}
 }
 
