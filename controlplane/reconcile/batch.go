@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 )
 
 // maxParallel bounds the API calls that one step of one controller has in flight.
@@ -33,6 +34,8 @@ func Parallel(ctx context.Context, n int, do func(ctx context.Context, i int) er
 	return errors.Join(inParallel(ctx, 0, n, do)...)
 }
 
+// inParallel calls do for first … first+n-1 and returns the errors. A goroutine
+// makes many calls, one after the other: its stack need grow only once.
 func inParallel(ctx context.Context, first, n int, do func(ctx context.Context, i int) error) []error {
 	if n == 1 {
 		if err := do(ctx, first); err != nil {
@@ -41,22 +44,22 @@ func inParallel(ctx context.Context, first, n int, do func(ctx context.Context, 
 		return nil
 	}
 	var (
-		calls sync.WaitGroup
-		slots = make(chan struct{}, maxParallel)
-		mu    sync.Mutex
-		errs  []error
+		callers sync.WaitGroup
+		next    atomic.Int64
+		mu      sync.Mutex
+		errs    []error
 	)
-	for i := first; i < first+n; i++ {
-		slots <- struct{}{}
-		calls.Go(func() {
-			defer func() { <-slots }()
-			if err := do(ctx, i); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, err)
+	for range min(n, maxParallel) {
+		callers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if err := do(ctx, first+i); err != nil {
+					mu.Lock()
+					errs = append(errs, err)
+					mu.Unlock()
+				}
 			}
 		})
 	}
-	calls.Wait()
+	callers.Wait()
 	return errs
 }
