@@ -35,9 +35,9 @@ func freePorts(t *testing.T) (ports [3]int) {
 	return ports
 }
 
-// startServer starts a store and an API server, which end with the test. It
-// returns how many clients of the store the server has opened so far.
-func startServer(t *testing.T) (*Server, *atomic.Int32) {
+// startServer starts a store and an API server, which end with the test. The
+// counter is of the clients of the store that the server has opened.
+func startServer(t *testing.T) (*Server, *etcd.Member, *atomic.Int32) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts an API server, which takes some seconds")
@@ -88,7 +88,7 @@ func startServer(t *testing.T) (*Server, *atomic.Int32) {
 	if err := server.WaitReady(ready); err != nil {
 		t.Fatal(err)
 	}
-	return server, opened
+	return server, store, opened
 }
 
 // as returns a client in the server's process that acts as a user.
@@ -104,7 +104,7 @@ func as(t *testing.T, server *Server, user rest.ImpersonationConfig) kubernetes.
 }
 
 func TestClientsInTheServersProcess(t *testing.T) {
-	server, opened := startServer(t)
+	server, store, opened := startServer(t)
 	if opened.Load() < 10 {
 		t.Errorf("%d clients of the store in this process", opened.Load())
 	}
@@ -189,6 +189,29 @@ func TestClientsInTheServersProcess(t *testing.T) {
 		}
 		if _, err := maps.Get(ctx, "a", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 			t.Errorf("a deleted object: got error %v", err)
+		}
+	})
+
+	// The feature gate AllowUnsafeMalformedObjectDeletion (KEP-3926).
+	t.Run("an object that cannot be read", func(t *testing.T) {
+		writer, err := store.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer writer.Close()
+		if _, err := writer.Put(t.Context(), "/registry/configmaps/default/corrupt", "no object"); err != nil {
+			t.Fatal(err)
+		}
+		maps := as(t, server, rest.ImpersonationConfig{}).CoreV1().ConfigMaps("default")
+		if err := maps.Delete(t.Context(), "corrupt", metav1.DeleteOptions{}); err == nil {
+			t.Error("it is deleted as any other")
+		}
+		anyway := true
+		if err := maps.Delete(t.Context(), "corrupt", metav1.DeleteOptions{IgnoreStoreReadErrorWithClusterBreakingPotential: &anyway}); err != nil {
+			t.Errorf("it cannot be deleted: %v", err)
+		}
+		if got, err := writer.KV.Get(t.Context(), "/registry/configmaps/default/corrupt"); err != nil || len(got.Kvs) > 0 {
+			t.Errorf("left are %v, %v", got.Kvs, err)
 		}
 	})
 }

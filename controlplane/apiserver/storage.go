@@ -7,6 +7,7 @@ import (
 	"go.etcd.io/etcd/client/v3/kubernetes"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/features"
 	"k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/cacher"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
+	"k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
@@ -79,19 +81,29 @@ func (s inProcessStore) keep(
 		transformer = identity.NewEncryptCheckTransformer()
 	}
 	versioner := storage.APIObjectVersioner{}
-	raw, err := etcd3.New(client, s.compactor, config.Codec, newObject, newList, config.Prefix, resourcePrefix, config.GroupResource,
-		transformer, config.LeaseManagerConfig, etcd3.NewDefaultDecoder(config.Codec, versioner), versioner)
+	decoder := etcd3.NewDefaultDecoder(config.Codec, versioner)
+	mayDeleteCorrupt := feature.DefaultFeatureGate.Enabled(features.AllowUnsafeMalformedObjectDeletion)
+	if mayDeleteCorrupt {
+		transformer = etcd3.WithCorruptObjErrorHandlingTransformer(transformer)
+		decoder = etcd3.WithCorruptObjErrorHandlingDecoder(decoder)
+	}
+	store, err := etcd3.New(client, s.compactor, config.Codec, newObject, newList, config.Prefix, resourcePrefix, config.GroupResource,
+		transformer, config.LeaseManagerConfig, decoder, versioner)
 	if err != nil {
 		client.Close()
 		return nil, nil, err
 	}
 	// A resource's store is closed once for each of its subresources.
-	closeRaw := sync.OnceFunc(func() {
-		raw.Close()
+	closeStore := sync.OnceFunc(func() {
+		store.Close()
 		client.Close()
 	})
+	var raw storage.Interface = store
+	if mayDeleteCorrupt {
+		raw = etcd3.NewStoreWithUnsafeCorruptObjectDeletion(raw, config.GroupResource)
+	}
 	if size, isSet := kubeapiserver.DefaultWatchCacheSizes()[config.GroupResource]; isSet && size == 0 {
-		return raw, closeRaw, nil
+		return raw, closeStore, nil
 	}
 	watched, err := cacher.NewCacherFromConfig(cacher.Config{
 		Storage:             raw,
@@ -108,13 +120,13 @@ func (s inProcessStore) keep(
 		Codec:               config.Codec,
 	})
 	if err != nil {
-		closeRaw()
+		closeStore()
 		return nil, nil, err
 	}
 	delegator := cacher.NewCacheDelegator(watched, raw)
 	return delegator, sync.OnceFunc(func() {
 		delegator.Stop()
 		watched.Stop()
-		closeRaw()
+		closeStore()
 	}), nil
 }
