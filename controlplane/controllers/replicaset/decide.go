@@ -34,9 +34,9 @@ func (p plan) failureReason() string {
 	return reconcile.ReasonDeleteFailed
 }
 
-// decide compares rs with its unfinished pods. siblings are the pods of all
+// decide compares rs with its unfinished pods. siblings returns the pods of all
 // sets with the same controller; they spread deletions over nodes.
-func decide(rs *appsv1.ReplicaSet, pods, siblings []*corev1.Pod, now time.Time) plan {
+func decide(rs *appsv1.ReplicaSet, pods []*corev1.Pod, siblings func() []*corev1.Pod, now time.Time) plan {
 	var active, terminating []*corev1.Pod
 	for _, pod := range pods {
 		if reconcile.IsTerminating(pod) {
@@ -53,7 +53,7 @@ func decide(rs *appsv1.ReplicaSet, pods, siblings []*corev1.Pod, now time.Time) 
 	if missing := int(*rs.Spec.Replicas) - len(active); missing > 0 {
 		p.Create = min(missing, burst)
 	} else if missing < 0 {
-		p.Delete = surplus(active, siblings, min(-missing, burst), now)
+		p.Delete = surplus(active, siblings(), min(-missing, burst), now)
 	}
 	return p
 }

@@ -102,7 +102,7 @@ func TestDecide(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			p := decide(c.rs, c.pods, c.pods, now)
+			p := decide(c.rs, c.pods, func() []*corev1.Pod { return c.pods }, now)
 			if p.Create != c.create || len(p.Delete) != c.delete {
 				t.Errorf("create %d, delete %d; want %d, %d", p.Create, len(p.Delete), c.create, c.delete)
 			}

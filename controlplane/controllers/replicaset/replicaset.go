@@ -93,7 +93,7 @@ func (c *Controller) Reconcile(ctx context.Context, key types.NamespacedName) er
 	if err != nil {
 		return err
 	}
-	plan := decide(set.ReplicaSet, pods, c.siblings(set), now)
+	plan := decide(set.ReplicaSet, pods, func() []*corev1.Pod { return c.siblings(set) }, now)
 	if !c.kind.countsTerminating() {
 		plan.Status.TerminatingReplicas = nil
 	}
