@@ -35,9 +35,10 @@ func freePorts(t *testing.T) (ports [3]int) {
 	return ports
 }
 
-// startServer starts a store and an API server, which end with the test. The
-// counter is of the clients of the store that the server has opened.
-func startServer(t *testing.T) (*Server, *etcd.Member, *atomic.Int32) {
+// startServer starts a store that holds some keys and an API server, which end
+// with the test. It returns how many clients of the store the server has
+// opened so far.
+func startServer(t *testing.T, held map[string]string) (*Server, *atomic.Int32) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts an API server, which takes some seconds")
@@ -60,6 +61,16 @@ func startServer(t *testing.T) (*Server, *etcd.Member, *atomic.Int32) {
 		t.Fatal(err)
 	}
 	t.Cleanup(store.Close)
+	writer, err := store.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	for key, value := range held {
+		if _, err := writer.Put(t.Context(), key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
 	opened := &atomic.Int32{}
 	ctx, stop := context.WithCancel(context.Background())
 	server, err := New(ctx, Config{
@@ -83,12 +94,7 @@ func startServer(t *testing.T) (*Server, *etcd.Member, *atomic.Int32) {
 			t.Error(err)
 		}
 	})
-	ready, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if err := server.WaitReady(ready); err != nil {
-		t.Fatal(err)
-	}
-	return server, store, opened
+	return server, opened
 }
 
 // as returns a client in the server's process that acts as a user.
@@ -104,7 +110,12 @@ func as(t *testing.T, server *Server, user rest.ImpersonationConfig) kubernetes.
 }
 
 func TestClientsInTheServersProcess(t *testing.T) {
-	server, store, opened := startServer(t)
+	server, opened := startServer(t, nil)
+	ready, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := server.WaitReady(ready); err != nil {
+		t.Fatal(err)
+	}
 	if opened.Load() < 10 {
 		t.Errorf("%d clients of the store in this process", opened.Load())
 	}
@@ -191,27 +202,33 @@ func TestClientsInTheServersProcess(t *testing.T) {
 			t.Errorf("a deleted object: got error %v", err)
 		}
 	})
+}
 
-	// The feature gate AllowUnsafeMalformedObjectDeletion (KEP-3926).
-	t.Run("an object that cannot be read", func(t *testing.T) {
-		writer, err := store.Client()
-		if err != nil {
-			t.Fatal(err)
+// The repair that the feature gate AllowUnsafeMalformedObjectDeletion is for (KEP-3926).
+func TestAnObjectThatCannotBeReadCanBeDeleted(t *testing.T) {
+	server, _ := startServer(t, map[string]string{"/registry/podtemplates/default/corrupt": "no object"})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	templates := as(t, server, rest.ImpersonationConfig{}).CoreV1().PodTemplates("default")
+	const name = "corrupt"
+	for { // until the server serves
+		_, err := templates.Get(ctx, name, metav1.GetOptions{})
+		if err != nil && strings.Contains(err.Error(), "corrupt object") {
+			break
 		}
-		defer writer.Close()
-		if _, err := writer.Put(t.Context(), "/registry/configmaps/default/corrupt", "no object"); err != nil {
-			t.Fatal(err)
+		if ctx.Err() != nil {
+			t.Fatalf("reading it does not say what is wrong; the last error is %v", err)
 		}
-		maps := as(t, server, rest.ImpersonationConfig{}).CoreV1().ConfigMaps("default")
-		if err := maps.Delete(t.Context(), "corrupt", metav1.DeleteOptions{}); err == nil {
-			t.Error("it is deleted as any other")
-		}
-		anyway := true
-		if err := maps.Delete(t.Context(), "corrupt", metav1.DeleteOptions{IgnoreStoreReadErrorWithClusterBreakingPotential: &anyway}); err != nil {
-			t.Errorf("it cannot be deleted: %v", err)
-		}
-		if got, err := writer.KV.Get(t.Context(), "/registry/configmaps/default/corrupt"); err != nil || len(got.Kvs) > 0 {
-			t.Errorf("left are %v, %v", got.Kvs, err)
-		}
-	})
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err := templates.Delete(ctx, name, metav1.DeleteOptions{}); err == nil {
+		t.Error("it is deleted as any other")
+	}
+	anyway := true
+	if err := templates.Delete(ctx, name, metav1.DeleteOptions{IgnoreStoreReadErrorWithClusterBreakingPotential: &anyway}); err != nil {
+		t.Fatalf("it cannot be deleted: %v", err)
+	}
+	if err := server.WaitReady(ctx); err != nil {
+		t.Error(err)
+	}
 }
