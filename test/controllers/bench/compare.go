@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -67,6 +69,9 @@ func chosenSides(list string) ([]side, error) {
 	if len(picked) != len(names) {
 		return nil, fmt.Errorf("-sides: %q must be some of weft, apart, lifted, floor, default", list)
 	}
+	if picked[0].isFloor {
+		return nil, fmt.Errorf("-sides: %q needs weft, apart or lifted too: floor makes their pods again", list)
+	}
 	return picked, nil
 }
 
@@ -100,6 +105,8 @@ type runner struct {
 	options
 	dir      string
 	progress *progress
+	// made are the pods that controllers have made in a scenario with a floor.
+	made []*corev1.Pod
 }
 
 // compare runs a scenario on the chosen sides, round by round.
@@ -195,19 +202,17 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 	}
 	b.progress.step("%s: starting the controllers", title)
 	none := noControllers{insideOf(ctx, dir)}
-	controllers, work := underTest(none), none.least(s)
+	controllers, work, ready := underTest(none), none.least(len(b.made)), func(context.Context) error { return none.getReady(b.made) }
 	if !side.isFloor {
-		work = s.work
+		work, ready = s.work, w.warm
 		if controllers, err = b.startControllers(ctx, dir, kubeconfig, s, side); err != nil {
 			return m, err
 		}
 	}
 	defer controllers.stop()
 	w.alive = func() error { return errors.Join(server.alive(), controllers.alive()) }
-	if !side.isFloor {
-		if err := w.warm(ctx); err != nil {
-			return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
-		}
+	if err := ready(ctx); err != nil {
+		return m, fmt.Errorf("%s: %w\n%s", side.name, err, controllers.tail())
 	}
 	before, err := observe(ctx, w, server, controllers)
 	if err != nil {
@@ -227,6 +232,10 @@ func (b *runner) measure(ctx context.Context, s scenario, side side, limit time.
 		return m, err
 	}
 	m.fill(before, after)
+	if s.hasFloor && !side.isFloor {
+		made, _ := w.pods.List(labels.Everything()) // reads a cache: no error
+		b.made = asCreated(made)
+	}
 	b.progress.done("%s: %s", title, m)
 	return m, w.fleet.err()
 }

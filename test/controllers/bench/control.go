@@ -65,11 +65,11 @@ func runControl(ctx context.Context, dir string, loopback *rest.Config) error {
 		return err
 	}
 	orders := http.NewServeMux()
-	answer := func(order string, do func() (time.Duration, error)) {
-		orders.HandleFunc(order, func(w http.ResponseWriter, _ *http.Request) {
+	answer := func(order string, do func(*http.Request) (time.Duration, error)) {
+		orders.HandleFunc(order, func(w http.ResponseWriter, r *http.Request) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			d, err := do()
+			d, err := do(r)
 			if err != nil {
 				http.Error(w, err.Error(), http.StatusInternalServerError)
 				return
@@ -77,10 +77,12 @@ func runControl(ctx context.Context, dir string, loopback *rest.Config) error {
 			_ = json.NewEncoder(w).Encode(d) // the other end fails too if this does
 		})
 	}
-	answer(orderStart, func() (time.Duration, error) { return 0, c.start(ctx) })
-	answer(orderStop, func() (time.Duration, error) { return 0, errors.Join(c.end(), c.write()) })
-	answer(orderCPU, c.cpu)
-	orders.HandleFunc(orderPods, makesPods(ctx, loopback))
+	maker := &floorMaker{loopback: loopback}
+	answer(orderStart, func(*http.Request) (time.Duration, error) { return 0, c.start(ctx) })
+	answer(orderStop, func(*http.Request) (time.Duration, error) { return 0, errors.Join(c.end(), c.write()) })
+	answer(orderCPU, func(*http.Request) (time.Duration, error) { return c.cpu() })
+	answer(orderPods, func(r *http.Request) (time.Duration, error) { return 0, maker.ready(ctx, r) })
+	answer(orderMake, func(*http.Request) (time.Duration, error) { return 0, maker.makePods(ctx) })
 	server := &http.Server{Handler: orders}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if err := server.Serve(listener); ctx.Err() == nil {
@@ -202,14 +204,15 @@ func insideOf(ctx context.Context, dir string) *inside {
 func startInside(ctx context.Context, dir string) (*inside, error) {
 	in := insideOf(ctx, dir)
 	err := eventually(ctx, time.Minute, func() error {
-		_, err := in.order(orderStart)
+		_, err := in.order(orderStart, http.NoBody)
 		return err
 	})
 	return in, err
 }
 
-func (in *inside) order(order string) (time.Duration, error) {
-	r, err := http.NewRequestWithContext(in.ctx, http.MethodPost, "http://control"+order, nil)
+// order gives an order and returns the answer when it has been carried out.
+func (in *inside) order(order string, body io.Reader) (time.Duration, error) {
+	r, err := http.NewRequestWithContext(in.ctx, http.MethodPost, "http://control"+order, body)
 	if err != nil {
 		return 0, err
 	}
@@ -218,15 +221,15 @@ func (in *inside) order(order string) (time.Duration, error) {
 		return 0, err
 	}
 	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
+	text, err := io.ReadAll(answer.Body)
 	if err != nil {
 		return 0, err
 	}
 	if answer.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("controllers: %s", bytes.TrimSpace(body))
+		return 0, fmt.Errorf("controllers: %s", bytes.TrimSpace(text))
 	}
 	var d time.Duration
-	return d, json.Unmarshal(body, &d)
+	return d, json.Unmarshal(text, &d)
 }
 
 // alive implements underTest; the server's process is watched by others.
@@ -234,11 +237,11 @@ func (in *inside) alive() error { return nil }
 
 func (in *inside) tail() string { return "" }
 
-func (in *inside) cpu() (time.Duration, error) { return in.order(orderCPU) }
+func (in *inside) cpu() (time.Duration, error) { return in.order(orderCPU, http.NoBody) }
 
 func (in *inside) peakMemory() (int64, error) { return 0, nil }
 
 func (in *inside) stop() {
-	_, _ = in.order(orderStop) // the server's end is theirs too
+	_, _ = in.order(orderStop, http.NoBody) // the server's end is theirs too
 	in.client.CloseIdleConnections()
 }

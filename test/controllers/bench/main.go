@@ -12,9 +12,10 @@
 //	apart     Weft's, in a process of their own, clients over the network
 //	lifted    upstream's, in a process of their own, without client limits
 //	default   upstream's, in a process of their own, as they come
-//	floor     none: the pods of the scenario are made as fast as the API server
-//	          takes them, floorParallel at once. What lifted takes to this is
-//	          about the most that controllers can reach
+//	floor     none: the pods that controllers have made are made once more, as
+//	          fast as the API server takes them, floorParallel at once, by a
+//	          client that watches pods, as any controller has to. What lifted
+//	          takes to this is about the most that controllers can reach
 //
 // Every scenario runs several times per side (default once, for its time), each
 // time on a fresh API server, started as weft-server starts it, and with
@@ -116,7 +117,7 @@ func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.Float64Var(&o.scale, "scale", 1, "multiplies every number of objects")
 	flags.StringVar(&o.scenarios, "scenarios", "", "comma-separated names of the scenarios to run (default: all): "+scenarioNames())
-	flags.StringVar(&o.sides, "sides", "weft,lifted,default,floor", "comma-separated sides to run: weft, as weft-server runs it; apart, Weft's controllers in a process of their own; lifted, upstream with its client limits lifted; default, upstream as it is; floor, no controllers, just the pods that any would make")
+	flags.StringVar(&o.sides, "sides", "weft,lifted,default,floor", "comma-separated sides to run: weft, as weft-server runs it; apart, Weft's controllers in a process of their own; lifted, upstream with its client limits lifted; default, upstream as it is; floor, no controllers, just the same pods, made once more by a client that watches them")
 	flags.StringVar(&o.nodes, "nodes", throughStore, "how simulated nodes write about pods: store, straight into the store, so that the machine is the controllers'; or server, through the API server as agents do, which takes most of its time")
 	flags.IntVar(&o.rounds, "rounds", 3, "how often to run every scenario on each side but default; figures are medians")
 	flags.Float64Var(&o.patience, "patience", 6, "stop waiting for upstream with its default limits after this many times as long as Weft took")

@@ -83,7 +83,7 @@ func (r results) table() string {
 	}
 	w.Flush()
 	fmt.Fprintf(&b, "Goals: faster than default limits ≥ %d ×, than lifted limits ≥ %.1f ×; CPU ≤ %.1f, all else ≤ 1. ✗ marks what misses its goal.\n"+
-		"At most: how many times faster than lifted limits the pods alone are made and reported, with no controllers at all.\n",
+		"At most: how many times faster than lifted limits the same pods are made, watched and reported with no controllers at all.\n",
 		fasterThanLimited, fasterThanLifted, cpuOfLifted)
 	if r.Idle != nil {
 		fmt.Fprintf(&b, "Idle: %s; goal ≤ %.0f %% %s\n", r.Idle, idleCoreShare*100, mark(r.Idle.CoreShare <= idleCoreShare))
