@@ -55,6 +55,9 @@ func (a actingAs) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case who != nil:
 		audit.LogImpersonatedUser(r.Context(), who, "")
 		r = r.WithContext(request.WithUser(r.Context(), who))
+		// An API server that this is proxied to must not be asked for it again.
+		r.Header.Del(authenticationv1.ImpersonateUserHeader)
+		r.Header.Del(authenticationv1.ImpersonateGroupHeader)
 	}
 	a.next.ServeHTTP(w, r)
 }

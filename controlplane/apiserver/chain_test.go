@@ -31,7 +31,7 @@ func TestOnlyAdministratorsActAsOthers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := httptest.NewRequest(http.MethodGet, "/api", nil)
-			r.Header = c.header
+			r.Header = c.header.Clone()
 			if c.sender != nil {
 				r = r.WithContext(request.WithUser(r.Context(), c.sender))
 			}
@@ -40,6 +40,9 @@ func TestOnlyAdministratorsActAsOthers(t *testing.T) {
 			actingAs{http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 				u, _ := request.UserFrom(r.Context())
 				got = u.GetName()
+				if len(r.Header) > 0 {
+					t.Errorf("what is left says %v", r.Header)
+				}
 				if c.header != nil {
 					got += " in [g h]"
 					if !slices.Equal(u.GetGroups(), []string{"g", "h"}) {
